@@ -1,0 +1,284 @@
+"""What a model and a training run are: frozen dataclasses, named presets, the table of tensors.
+
+A dataclass is the configuration in Python, its JSON is the file in the run directory, and its fields are the
+flags of the command line.  Every problem of a configuration is reported at once, with the nearest legal values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+Role = Literal["embedding", "unembedding", "tied", "matrix"]
+Config = TypeVar("Config", "GPTConfig", "TrainConfig")
+
+
+class ConfigError(ValueError):
+    """A configuration that breaks its rules; the message lists every problem: field, value, rule, fix."""
+
+    def __init__(self, owner: str, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__(f"{owner}: " + "; ".join(problems))
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One trainable tensor: its name in the model, its shape, and the role that decides its optimizer."""
+
+    name: str
+    shape: tuple[int, ...]
+    role: Role
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """A GPT of the October-2025 nanochat architecture.
+
+    >>> GPTConfig(depth=4, dim=512, vocab_size=24_576).n_head
+    8
+    >>> GPTConfig(depth=4, dim=500)
+    Traceback (most recent call last):
+        ...
+    tinylib.config.ConfigError: GPTConfig: dim=500 is not a multiple of head_dim=64: use dim=448 or 512, \
+or a head_dim that divides 500, such as 50
+    """
+
+    depth: int = 4
+    """Number of transformer blocks (L)."""
+    dim: int = 512
+    """Width of the residual stream (D)."""
+    vocab_size: int = 24_576
+    """Rows of the embedding table (V)."""
+    head_dim: int = 64
+    """Width of one attention head (H); it must divide `dim` and be even, for RoPE turns pairs."""
+    seq_len: int = 2048
+    """Context length in tokens (T)."""
+    tied: bool = False
+    """Whether embedding and unembedding are one tensor."""
+    rope_theta: float = 10_000.0
+    """Base of the RoPE frequencies."""
+    softcap: float | None = 15.0
+    """Logits are squashed to softcap·tanh(logits / softcap); None leaves them as they are."""
+
+    def __post_init__(self) -> None:
+        problems = [_whole(self, name) for name in ("depth", "dim", "vocab_size", "head_dim", "seq_len")]
+        if not any(problems):
+            problems += [_head_problem(self.dim, self.head_dim)]
+        problems += [_positive(self, "rope_theta")]
+        if self.softcap is not None:
+            problems += [_positive(self, "softcap")]
+        _raise(self, problems)
+
+    @property
+    def n_head(self) -> int:
+        """Number of attention heads (N)."""
+        return self.dim // self.head_dim
+
+    @property
+    def mlp_dim(self) -> int:
+        """Width of the hidden layer of an MLP (F)."""
+        return 4 * self.dim
+
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """Every trainable tensor in the order of the model; sizing counts them, the optimizer groups them by role.
+
+        >>> sum(tensor.size for tensor in PRESETS["goldilocks"].tensors())
+        37748736
+        """
+        square, table = (self.dim, self.dim), (self.vocab_size, self.dim)
+        specs = [TensorSpec("wte.weight", table, "tied" if self.tied else "embedding")]
+        for layer in range(self.depth):
+            block = f"blocks.{layer}"
+            specs += [TensorSpec(f"{block}.attention.{part}.weight", square, "matrix")
+                      for part in ("query", "key", "value", "output")]
+            specs += [TensorSpec(f"{block}.mlp.up.weight", (self.mlp_dim, self.dim), "matrix"),
+                      TensorSpec(f"{block}.mlp.down.weight", (self.dim, self.mlp_dim), "matrix")]
+        if not self.tied:
+            specs.append(TensorSpec("lm_head.weight", table, "unembedding"))
+        return tuple(specs)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run: which model, on which shards, for how long, and every knob of the recipe.
+
+    Learning rates are nanochat's; those of the tables are multiplied by (dim / 768)^-0.5 when they are used.
+
+    >>> TrainConfig(model=PRESETS["nano"], total_batch_size=5_000, device_batch_size=2)
+    Traceback (most recent call last):
+        ...
+    tinylib.config.ConfigError: TrainConfig: total_batch_size=5000 is not a multiple of device_batch_size × seq_len \
+= 2 × 2048 = 4096: use 4096 or 8192
+    """
+
+    model: GPTConfig = field(default_factory=GPTConfig)
+    data: str = "data/shards"
+    """Folder of token shards, as `tinylib.shards.build` writes it."""
+    run: str = "runs/run"
+    """Run directory to write."""
+    steps: int = 1440
+    """Optimizer steps."""
+    total_batch_size: int = 524_288
+    """Tokens in one optimizer step, over all processes and accumulation steps."""
+    device_batch_size: int = 32
+    """Sequences that one process takes through the model at once."""
+    seed: int = 0
+    """Seed of the initial weights and of the data order."""
+
+    embedding_lr: float = 0.2
+    unembedding_lr: float = 0.004
+    tied_lr: float = 0.004
+    """Learning rate of the one table of a tied model, which must serve both roles."""
+    matrix_lr: float = 0.02
+    """Learning rate of Muon."""
+    adam_betas: tuple[float, float] = (0.8, 0.95)
+    adam_eps: float = 1e-10
+    muon_momentum: float = 0.95
+    """Momentum of Muon, warmed up from 0.85 over the first 300 steps (or the first fifth of a shorter run)."""
+    weight_decay: float = 0.0
+    warmup_fraction: float = 0.0
+    """Share of the steps over which the learning rate rises linearly."""
+    warmdown_fraction: float = 0.2
+    """Share of the steps, at the end, over which the learning rate falls linearly to zero."""
+    grad_clip: float | None = 1.0
+    """Largest norm of the gradient of all parameters together; None does not clip."""
+
+    eval_every: int | None = 250
+    """Steps between evaluations; None evaluates at the end only."""
+    eval_tokens: int | None = None
+    """Validation tokens of one evaluation; None takes all of them."""
+    save_every: int | None = 250
+    """Steps between checkpoints; None saves at the end only."""
+    keep: int = 2
+    """How many of the newest checkpoints stay on disk."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the matrix products; weights and optimizer state are float32 in any case."""
+    compile: Literal["auto", "on", "off"] = "auto"
+
+    def __post_init__(self) -> None:
+        whole = ["steps", "total_batch_size", "device_batch_size", "keep"]
+        whole += [name for name in ("eval_every", "eval_tokens", "save_every") if getattr(self, name) is not None]
+        problems = [_whole(self, name) for name in whole]
+        rates = ["embedding_lr", "unembedding_lr", "tied_lr", "matrix_lr", "adam_eps"]
+        rates += ["grad_clip"] if self.grad_clip is not None else []
+        problems += [_positive(self, name) for name in rates]
+        problems += [_share(self, name) for name in ("warmup_fraction", "warmdown_fraction", "muon_momentum")]
+        if not any(problems):
+            micro = self.device_batch_size * self.model.seq_len
+            if self.total_batch_size % micro:
+                problems.append(f"total_batch_size={self.total_batch_size} is not a multiple of device_batch_size × "
+                                f"seq_len = {self.device_batch_size} × {self.model.seq_len} = {micro}: use "
+                                + _either(neighbours(self.total_batch_size, micro)))
+        _raise(self, problems)
+
+
+def neighbours(value: int, step: int) -> list[int]:
+    """The multiples of `step` just below and above `value`, leaving out zero.
+
+    >>> neighbours(500, 64), neighbours(30, 64)
+    ([448, 512], [64])
+    """
+    below = value // step * step
+    return [multiple for multiple in (below, below + step) if multiple > 0]
+
+
+def to_json(config: GPTConfig | TrainConfig) -> str:
+    """The configuration as JSON text, every field spelled out."""
+    return json.dumps(dataclasses.asdict(config), indent=2)
+
+
+def from_json(kind: type[Config], text: str) -> Config:
+    """The configuration that `to_json` wrote.
+
+    >>> from_json(GPTConfig, to_json(PRESETS["nano"])) == PRESETS["nano"]
+    True
+    """
+    return from_dict(kind, json.loads(text))
+
+
+def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
+    """A configuration from a dictionary; raises ConfigError for a name that is no field."""
+    known = {item.name for item in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ConfigError(kind.__name__, [f"{name}={values[name]!r} is not a field: fields are "
+                                          + ", ".join(sorted(known)) for name in unknown])
+    values = dict(values)
+    if isinstance(values.get("model"), dict):
+        values["model"] = from_dict(GPTConfig, values["model"])
+    if "adam_betas" in values:
+        values["adam_betas"] = tuple(values["adam_betas"])
+    return kind(**values)
+
+
+def _head_problem(dim: int, head_dim: int) -> str | None:
+    if head_dim % 2:
+        return f"head_dim={head_dim} is odd, and RoPE turns pairs: use {head_dim - 1 or 2} or {head_dim + 1}"
+    if dim % head_dim == 0:
+        return None
+    divisors = [size for size in range(2, dim + 1, 2) if dim % size == 0]
+    problem = f"dim={dim} is not a multiple of head_dim={head_dim}: use dim={_either(neighbours(dim, head_dim))}"
+    if divisors:
+        nearest = min(divisors, key=lambda size: abs(size - head_dim))
+        problem += f", or a head_dim that divides {dim}, such as {nearest}"
+    return problem
+
+
+def _whole(config: Any, name: str) -> str | None:
+    value = getattr(config, name)
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return None
+    return f"{name}={value!r} is not a whole number above zero: use 1 or more"
+
+
+def _positive(config: Any, name: str) -> str | None:
+    return _number(config, name, lambda value: 0 < value < math.inf, "a number above zero")
+
+
+def _share(config: Any, name: str) -> str | None:
+    return _number(config, name, lambda value: 0 <= value <= 1, "a number between 0 and 1")
+
+
+def _number(config: Any, name: str, legal: Callable[[float], bool], rule: str) -> str | None:
+    value = getattr(config, name)
+    if isinstance(value, int | float) and not isinstance(value, bool) and legal(value):
+        return None
+    return f"{name}={value!r} is not {rule}: use {rule}"
+
+
+def _either(values: list[int]) -> str:
+    return " or ".join(str(value) for value in values)
+
+
+def _raise(config: Any, problems: list[str | None]) -> None:
+    found = [problem for problem in problems if problem]
+    if found:
+        raise ConfigError(type(config).__name__, found)
+
+
+PRESETS: dict[str, GPTConfig] = {
+    "goldilocks": GPTConfig(depth=4, dim=512, vocab_size=24_576),
+    "extremist": GPTConfig(depth=29, dim=192, vocab_size=65_536),
+    "conventional": GPTConfig(depth=7, dim=384, vocab_size=32_768),
+    "conservative-25m": GPTConfig(depth=3, dim=192, vocab_size=65_536, head_dim=96),
+    "balanced-25m": GPTConfig(depth=6, dim=384, vocab_size=16_384, head_dim=128),
+    "efficient-25m": GPTConfig(depth=7, dim=448, vocab_size=8_192, head_dim=112),
+    "nanochat-d20": GPTConfig(depth=20, dim=1_280, vocab_size=65_536, head_dim=128),
+    "nanochat-d26": GPTConfig(depth=26, dim=1_664, vocab_size=65_536, head_dim=128),
+    "nanochat-d32": GPTConfig(depth=32, dim=2_048, vocab_size=65_536, head_dim=128),
+    "nano": GPTConfig(depth=4, dim=64, vocab_size=3_072),
+    "micro": GPTConfig(depth=4, dim=128, vocab_size=6_144),
+    "mini": GPTConfig(depth=4, dim=256, vocab_size=12_288),
+}
+"""Named shapes: nine that were worked out by hand and three small members of the balanced family V = 12·L·D."""

@@ -1,0 +1,251 @@
+"""What this machine is, as functions: device, precision, peak FLOP/s, the profile, and what is missing.
+
+Nothing is probed at import.  Peaks are for dense bfloat16 products without sparsity, from the makers' data sheets.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import sysconfig
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from tinylib.config import PRESETS, TrainConfig
+
+PEAK_FLOPS: dict[str, tuple[float, str]] = {
+    "B200": (2.25e15, "NVIDIA Blackwell datasheet, dense bf16"),
+    "H200": (989e12, "NVIDIA H200 datasheet, dense bf16"),
+    "H100 PCIe": (756e12, "NVIDIA H100 datasheet, PCIe, dense bf16"),
+    "H100 NVL": (835e12, "NVIDIA H100 NVL product brief, dense bf16"),
+    "H100": (989e12, "NVIDIA H100 datasheet, SXM, dense bf16"),
+    "A100": (312e12, "NVIDIA A100 datasheet, dense bf16"),
+    "L40S": (362e12, "NVIDIA L40S datasheet, dense bf16"),
+    "L4": (121e12, "NVIDIA L4 datasheet, dense bf16"),
+    "A10G": (70e12, "AWS G5 instance page, dense bf16"),
+    "RTX 4090": (165.2e12, "NVIDIA Ada whitepaper, dense bf16 with fp32 accumulate"),
+    "RTX 3090": (71e12, "NVIDIA GA102 whitepaper, dense bf16 with fp32 accumulate"),
+}
+"""Peak FLOP/s by a part of the device's name; the first part that occurs in the name counts."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that can train: `kind` is "cuda", "mps" or "cpu"; `count` devices of this kind are visible."""
+
+    kind: str
+    name: str
+    count: int
+    memory_bytes: int
+    peak_flops: float | None
+    """Dense bf16 FLOP/s of one device; None where the data sheet is not in PEAK_FLOPS, so MFU reads "n/a"."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The sizes that fit one kind of machine; notebooks take every size from here."""
+
+    name: Literal["smoke", "cpu", "gpu"]
+    corpus: str
+    """Name of the corpus, for `tinylib.corpus.load`."""
+    train: TrainConfig
+    """The run of notebook 04; `train.model` is the untied model of the course."""
+    nproc_per_node: int | Literal["auto"]
+
+    @property
+    def data(self) -> Path:
+        """Where this profile keeps its tokenizer and shards."""
+        return home() / "data" / self.name
+
+    @property
+    def tokenizer(self) -> Path:
+        """Folder of the trained tokenizer, written by notebook 02."""
+        return self.data / "tokenizer"
+
+    @property
+    def shards(self) -> Path:
+        """Folder of the token shards, written by notebook 02."""
+        return self.data / "shards"
+
+    @property
+    def runs(self) -> Path:
+        """Where this profile's run directories lie."""
+        return home() / "runs" / self.name
+
+
+def home() -> Path:
+    """The folder that holds `data/` and `runs/`: $TINYLIB_HOME, else this checkout, else the working directory."""
+    if "TINYLIB_HOME" in os.environ:
+        return Path(os.environ["TINYLIB_HOME"])
+    checkout = Path(__file__).resolve().parent.parent
+    return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
+
+
+def profile(name: str | None = None) -> Profile:
+    """The profile called `name`, else $TINYLIB_PROFILE, else "gpu" where CUDA is and "cpu" elsewhere.
+
+    >>> profile("smoke").train.model.dim
+    64
+    """
+    name = name or os.environ.get("TINYLIB_PROFILE") or ("gpu" if device().kind == "cuda" else "cpu")
+    if name not in _PROFILES:
+        raise ValueError(f"TINYLIB_PROFILE={name!r} is not a profile: use " + ", ".join(_PROFILES))
+    chosen = _PROFILES[name]
+    return replace(chosen, train=replace(chosen.train, data=str(chosen.shards), run=str(chosen.runs / "untied")))
+
+
+_PROFILES: dict[str, Profile] = {
+    "smoke": Profile("smoke", "pydocs-stdlib", TrainConfig(
+        model=replace(PRESETS["nano"], seq_len=128), steps=40, total_batch_size=2_048, device_batch_size=8,
+        eval_every=20, eval_tokens=16_384, save_every=20, compile="off"), nproc_per_node=2),
+    "cpu": Profile("cpu", "pydocs", TrainConfig(
+        model=replace(PRESETS["micro"], seq_len=256), steps=300, total_batch_size=4_096, device_batch_size=8,
+        eval_every=100, eval_tokens=65_536, save_every=100), nproc_per_node=2),
+    "gpu": Profile("gpu", "fineweb-edu", TrainConfig(
+        model=PRESETS["goldilocks"], steps=1_440, total_batch_size=524_288, device_batch_size=32,
+        eval_every=250, eval_tokens=10_485_760, save_every=250), nproc_per_node="auto"),
+}
+
+
+def device(kind: str = "auto") -> Device:
+    """The device to train on: CUDA, else Apple's MPS, else the CPU; `kind` asks for one of them by name.
+
+    Raises ValueError where the machine lacks it.
+    """
+    import torch
+
+    kinds = [name for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()),
+                                      ("cpu", True)) if there]
+    if kind != "auto" and kind not in kinds:
+        raise ValueError(f"device={kind!r} is not on this machine: use auto, " + ", ".join(kinds))
+    chosen = kinds[0] if kind == "auto" else kind
+    if chosen != "cuda":
+        return Device(chosen, platform.processor() or platform.machine(), 1, memory_bytes(), None)
+    properties = torch.cuda.get_device_properties(0)
+    return Device("cuda", properties.name, torch.cuda.device_count(), properties.total_memory,
+                  peak_flops(properties.name))
+
+
+def peak_flops(name: str) -> float | None:
+    """Dense bf16 FLOP/s of the device called `name`; None where no data sheet is known.
+
+    >>> peak_flops("NVIDIA H100 80GB HBM3"), peak_flops("NVIDIA GeForce GTX 970")
+    (989000000000000.0, None)
+    """
+    return next((peak for part, (peak, _) in PEAK_FLOPS.items() if part in name), None)
+
+
+def dtype(device: Device) -> tuple[Literal["float32", "bfloat16"], str]:
+    """The precision of matrix products on `device`, and the reason for it."""
+    if device.kind == "cuda":
+        import torch
+
+        if torch.cuda.get_device_capability()[0] >= 8:
+            return "bfloat16", f"{device.name} multiplies bfloat16 on its tensor cores"
+        return "float32", f"{device.name} is older than Ampere and has no bfloat16 tensor cores"
+    return "float32", f"on {device.kind} bfloat16 is not reliably faster than float32"
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """Main memory of the machine, in bytes."""
+    import psutil
+
+    return int(psutil.virtual_memory().total)
+
+
+def can_compile() -> tuple[bool, str]:
+    """Whether `torch.compile` can work on a CPU here, and what is missing if not.
+
+    Inductor writes C++ and builds it against Python's headers.
+    """
+    if sys.platform == "win32":
+        return False, "torch.compile is not tried on Windows: training runs eagerly"
+    if not any(shutil.which(compiler) for compiler in (os.environ.get("CXX", "g++"), "g++", "clang++")):
+        return False, "no C++ compiler: install g++ (Debian: apt-get install g++); until then training runs eagerly"
+    if not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
+        return False, "no Python.h: install Python's headers (Debian: python3-dev); until then training runs eagerly"
+    return True, "C++ compiler and Python headers are here"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of `doctor`: `state` is "ok", "warning" (a part is missing) or "error" (the course can't run)."""
+
+    name: str
+    state: Literal["ok", "warning", "error"]
+    detail: str
+
+
+def doctor() -> list[Check]:
+    """What is here, what is missing and what to do about it, one line each; nothing is changed."""
+    return [_python(), *_packages(), *_torch(), _compiler(), _disk(), _kernel()]
+
+
+def _python() -> Check:
+    return Check("python", "ok", f"{platform.python_version()}, {cores()} cores, {memory_bytes() / 2**30:.0f} GiB of memory")
+
+
+def _packages() -> list[Check]:
+    needed = [metadata.Distribution.from_name("tinylib")] if _installed("tinylib") else []
+    names = {line.split(";")[0].split(">")[0].split("=")[0].split("<")[0].strip()
+             for found in needed for line in found.requires or [] if "extra ==" not in line}
+    missing = sorted(name for name in names if not _installed(name))
+    if not needed:
+        return [Check("tinylib", "warning", "not installed as a package: pip install -e .")]
+    if missing:
+        return [Check("packages", "error", f"missing {', '.join(missing)}: pip install -e .")]
+    return [Check("packages", "ok", f"tinylib {needed[0].version} and its {len(names)} dependencies")]
+
+
+def _torch() -> list[Check]:
+    if importlib.util.find_spec("torch") is None:
+        return [Check("torch", "error", "not installed: make .venv, or pip install -e .")]
+    import torch
+
+    found = device()
+    chosen, reason = dtype(found)
+    state: Literal["ok", "warning"] = "ok" if found.kind == "cuda" else "warning"
+    advice = "" if found.kind == "cuda" else "; no GPU: the cpu profile is used, and goldilocks itself needs one"
+    return [Check("torch", "ok", torch.__version__),
+            Check("device", state, f"{found.count} × {found.kind} ({found.name}){advice}"),
+            Check("dtype", "ok", f"{chosen}: {reason}"), Check("profile", "ok", profile().name)]
+
+
+def _compiler() -> Check:
+    there, detail = can_compile()
+    return Check("compile", "ok" if there else "warning", detail)
+
+
+def _disk() -> Check:
+    folder = home()
+    free = shutil.disk_usage(folder if folder.exists() else Path.cwd()).free
+    if free < 1e9:
+        return Check("disk", "error", f"{free / 1e9:.1f} GB free, the course writes about 1 GB: free some space")
+    if free < 20e9:
+        return Check("disk", "warning", f"{free / 1e9:.0f} GB free: enough for the cpu profile, gpu wants 20")
+    return Check("disk", "ok", f"{free / 1e9:.0f} GB free")
+
+
+def _kernel() -> Check:
+    if not _installed("ipykernel"):
+        return Check("kernel", "warning", "no ipykernel, so no notebooks: pip install -e .")
+    place = "the base environment" if sys.prefix == sys.base_prefix else "a virtual environment"
+    return Check("kernel", "ok", f"ipykernel {metadata.version('ipykernel')} in {place}")
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,202 @@
+"""The run directory: its paths, its writers and its readers; the one place that knows the file names.
+
+Everything that a `Run` shows is read from these files, so a second notebook, a restarted kernel and a person with
+`tail -f` see the same.  Small files appear whole or not at all: they are written beside and moved into place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+State = Literal["starting", "running", "stopping", "finished", "stopped", "failed", "lost"]
+ENDED: tuple[State, ...] = ("finished", "stopped", "failed", "lost")
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process that can't be mistaken for another: a pid comes again, a pid with its start time doesn't."""
+
+    pid: int
+    started_s: float
+    """Start of the process in seconds since the epoch, as the system tells it."""
+
+    @classmethod
+    def current(cls) -> Process:
+        """The calling process."""
+        import psutil
+
+        return cls(os.getpid(), psutil.Process().create_time())
+
+    def alive(self) -> bool:
+        """Whether this very process still runs; a zombie doesn't."""
+        import psutil
+
+        try:
+            found = psutil.Process(self.pid)
+            return abs(found.create_time() - self.started_s) < 1.0 and found.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+
+class RunDirectory:
+    """One training run on disk."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.status_file = self.path / "status.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.logs = self.path / "logs"
+        self.pids = self.path / "pids"
+
+    def __repr__(self) -> str:
+        return f"RunDirectory({str(self.path)!r})"
+
+    @property
+    def name(self) -> str:
+        """Last part of the path."""
+        return self.path.name
+
+    def exists(self) -> bool:
+        """Whether a run was ever begun here."""
+        return self.config.is_file()
+
+    def log_file(self, rank: int) -> Path:
+        """What the process of `rank` printed."""
+        return self.logs / f"rank{rank}.log"
+
+    # Writers
+
+    def create(self, config: dict[str, Any]) -> None:
+        """Make the folders and write `config`, everything that defines the run."""
+        for folder in (self.checkpoints, self.logs, self.pids):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.config, config)
+
+    def write_status(self, state: State, **facts: Any) -> None:
+        """Replace the status: its state and whatever else rank 0 knows (step, steps, error …)."""
+        write_json(self.status_file, {"state": state, "time_s": time.time(), **facts})
+
+    def write_pid(self, role: str) -> None:
+        """Record the calling process as `role`: "agent" or "rank0", "rank1" …"""
+        process = Process.current()
+        write_json(self.pids / f"{role}.json", {"pid": process.pid, "started_s": process.started_s})
+
+    def write_error(self, rank: int, traceback: str) -> None:
+        """Record why the process of `rank` failed; the earliest of these is the cause, the others follow from it."""
+        write_json(self.logs / f"rank{rank}.error.json", {"rank": rank, "time_s": time.time(), "traceback": traceback})
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Add one line to the metrics; `record["kind"]` says what it is: header, step, eval or summary."""
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drop what was recorded after `step`, and the summary of an earlier end, before a run resumes from there."""
+        kept = [record for record in self.records()
+                if record["kind"] == "header" or (record["kind"] != "summary" and record["step"] <= step)]
+        write_text(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
+
+    # Readers
+
+    def read_config(self) -> dict[str, Any]:
+        """What `create` wrote."""
+        if not self.exists():
+            raise FileNotFoundError(f"no run at {self.path}: {self.config.name} is missing")
+        return dict(json.loads(self.config.read_text(encoding="utf-8")))
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Every whole line of the metrics; a line that is still being written is left for next time."""
+        if not self.metrics_file.is_file():
+            return
+        with self.metrics_file.open(encoding="utf-8") as file:
+            for line in file:
+                if line.endswith("\n"):
+                    yield json.loads(line)
+
+    def metrics(self, kind: Literal["step", "eval"] = "step") -> pd.DataFrame:
+        """One row a step (or evaluation), indexed by step."""
+        import pandas as pd
+
+        rows = [record for record in self.records() if record["kind"] == kind]
+        frame = pd.DataFrame(rows, columns=None if rows else ["step"])
+        return frame.drop(columns="kind", errors="ignore").set_index("step")
+
+    def summary(self) -> dict[str, Any] | None:
+        """The last line of a run that ended by itself."""
+        return next((record for record in self.records() if record["kind"] == "summary"), None)
+
+    def status(self) -> dict[str, Any]:
+        """The state as rank 0 last wrote it; "lost" if the state says running and no process of the run is alive."""
+        if not self.status_file.is_file():
+            return {"state": "starting" if self.alive() else "lost"}
+        status = dict(json.loads(self.status_file.read_text(encoding="utf-8")))
+        if status["state"] not in ENDED and not self.alive():
+            # The last process may have ended between the two readings: what it wrote last is what counts.
+            status = dict(json.loads(self.status_file.read_text(encoding="utf-8")))
+            if status["state"] not in ENDED:
+                status["state"] = "lost"
+        return status
+
+    def processes(self) -> dict[str, Process]:
+        """Every recorded process by role, alive or not."""
+        found = {}
+        for file in sorted(self.pids.glob("*.json")):
+            record = json.loads(file.read_text(encoding="utf-8"))
+            found[file.stem] = Process(record["pid"], record["started_s"])
+        return found
+
+    def alive(self) -> dict[str, Process]:
+        """The processes of this run that still run."""
+        return {role: process for role, process in self.processes().items() if process.alive()}
+
+    def errors(self) -> list[dict[str, Any]]:
+        """What ranks recorded when they failed (`rank`, `time_s`, `traceback`), the first failure first."""
+        found = [json.loads(file.read_text(encoding="utf-8")) for file in self.logs.glob("rank*.error.json")]
+        return sorted(found, key=lambda error: error["time_s"])
+
+    def saved_steps(self) -> list[int]:
+        """Steps with a whole checkpoint, oldest first."""
+        if not self.checkpoints.is_dir():
+            return []
+        names = [re.fullmatch(r"step_(\d+)", folder.name) for folder in self.checkpoints.iterdir()]
+        return sorted(int(name[1]) for name in names if name)
+
+    def checkpoint(self, step: int | None = None) -> Path:
+        """Folder of the checkpoint at `step`, the newest by default; FileNotFoundError if there is none."""
+        steps = self.saved_steps()
+        if not steps or (step is not None and step not in steps):
+            wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+            raise FileNotFoundError(f"{wanted} in {self.checkpoints}: there are {steps or 'none'}")
+        return self.checkpoint_path(steps[-1] if step is None else step)
+
+    def checkpoint_path(self, step: int) -> Path:
+        """Where the checkpoint of `step` lies or will lie."""
+        return self.checkpoints / f"step_{step:06d}"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON; the file appears whole or not at all."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text`; the file appears whole or not at all, and a failure leaves the old one."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
