@@ -4,4 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-# Exercise name -> the stub's name in its notebook and here.
+SOLUTIONS: dict[str, Any] = {}
+"""Exercise name -> its solution; each notebook's section adds its own."""
+
+
+# Notebook 01: architecture math
+
+# Notebook 02: tokenizer
+
+# Notebook 03: model
+
+# Notebook 04: distributed training
+
+# Notebook 05: evaluation
+
+# Notebook 06: weight tying

@@ -2,7 +2,7 @@
 
 The modules form a line along which data flows; each imports only from those before it:
 
-    config · hardware · rundir · sizing · plots · corpus · tokenizer · shards · model · optim ·
+    config · hardware · rundir · sizing · plots · corpus · tokenizer · shards · world · model · optim ·
     checkpoint · generate · evaluate · train · launch · export · course · exercises
 
 Importing `tinylib` does nothing: no device is probed, no environment variable is read, no logging is set up.

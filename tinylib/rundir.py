@@ -6,12 +6,20 @@ Everything that a `Run` shows is read from these files, so a second notebook, a 
 
 from __future__ import annotations
 
+import errno
+import glob
 import json
 import os
+import platform
 import re
+import shutil
+import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,9 +41,14 @@ class Process:
     @classmethod
     def current(cls) -> Process:
         """The calling process."""
+        return cls.of(os.getpid())
+
+    @classmethod
+    def of(cls, pid: int) -> Process:
+        """The process that has `pid` now."""
         import psutil
 
-        return cls(os.getpid(), psutil.Process().create_time())
+        return cls(pid, psutil.Process(pid).create_time())
 
     def alive(self) -> bool:
         """Whether this very process still runs; a zombie doesn't."""
@@ -59,6 +72,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.logs = self.path / "logs"
         self.pids = self.path / "pids"
+        self.agent_log = self.logs / "agent.log"
 
     def __repr__(self) -> str:
         return f"RunDirectory({str(self.path)!r})"
@@ -78,24 +92,30 @@ class RunDirectory:
 
     # Writers
 
-    def create(self, config: dict[str, Any]) -> None:
-        """Make the folders and write `config`, everything that defines the run."""
+    def create(self, config: dict[str, Any] | None = None) -> None:
+        """Make the folders and write `config` with versions and git commit (None: another rank writes it)."""
         for folder in (self.checkpoints, self.logs, self.pids):
             folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.config, config)
+        if config is not None:
+            write_json(self.config, {**config, **_origin()})
 
     def write_status(self, state: State, **facts: Any) -> None:
         """Replace the status: its state and whatever else rank 0 knows (step, steps, error …)."""
         write_json(self.status_file, {"state": state, "time_s": time.time(), **facts})
 
-    def write_pid(self, role: str) -> None:
-        """Record the calling process as `role`: "agent" or "rank0", "rank1" …"""
-        process = Process.current()
+    def write_pid(self, role: str, process: Process | None = None) -> None:
+        """Record `process`, by default the calling one, as `role`: "agent" or "rank0", "rank1" …"""
+        process = process or Process.current()
         write_json(self.pids / f"{role}.json", {"pid": process.pid, "started_s": process.started_s})
 
     def write_error(self, rank: int, traceback: str) -> None:
         """Record why the process of `rank` failed; the earliest of these is the cause, the others follow from it."""
         write_json(self.logs / f"rank{rank}.error.json", {"rank": rank, "time_s": time.time(), "traceback": traceback})
+
+    def forget_start(self) -> None:
+        """Drop what the last start left, its status, pids and errors, before the run starts again."""
+        for file in (self.status_file, *self.pids.glob("*.json"), *self.logs.glob("rank*.error.json")):
+            file.unlink(missing_ok=True)
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add one line to the metrics; `record["kind"]` says what it is: header, step, eval or summary."""
@@ -107,6 +127,11 @@ class RunDirectory:
         kept = [record for record in self.records()
                 if record["kind"] == "header" or (record["kind"] != "summary" and record["step"] <= step)]
         write_text(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def keep_newest(self, count: int) -> None:
+        """Remove all but the newest `count` checkpoints."""
+        for step in self.saved_steps()[:-count]:
+            shutil.rmtree(self.checkpoint_path(step))
 
     # Readers
 
@@ -136,6 +161,13 @@ class RunDirectory:
     def summary(self) -> dict[str, Any] | None:
         """The last line of a run that ended by itself."""
         return next((record for record in self.records() if record["kind"] == "summary"), None)
+
+    def last(self, kind: Literal["step", "eval"]) -> dict[str, Any] | None:
+        """The newest line of its kind."""
+        found = None
+        for record in self.records():
+            found = record if record["kind"] == kind else found
+        return found
 
     def status(self) -> dict[str, Any]:
         """The state as rank 0 last wrote it; "lost" if the state says running and no process of the run is alive."""
@@ -186,6 +218,11 @@ class RunDirectory:
         return self.checkpoints / f"step_{step:06d}"
 
 
+def plain(config: Any) -> dict[str, Any]:
+    """A dataclass as it comes back from JSON: a dictionary with lists for tuples."""
+    return dict(json.loads(json.dumps(asdict(config))))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON; the file appears whole or not at all."""
     write_text(path, json.dumps(value, indent=2) + "\n")
@@ -200,3 +237,53 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def write_folder(path: Path) -> Iterator[Path]:
+    """A new folder to fill, moved to `path` at the end of the block; a failure leaves what was there before.
+
+    A folder that lies at `path` is replaced.  What a killed process left behind is swept away by the next one.
+    """
+    import psutil
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        if not psutil.pid_exists(int(stale.name.split(".")[-2])):
+            shutil.rmtree(stale, ignore_errors=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    old = path.with_name(f".{path.name}.old.{os.getpid()}.part")
+    part.mkdir()
+    try:
+        yield part
+        _flush(part)
+        if path.exists():
+            path.replace(old)
+        part.replace(path)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise OSError(errno.ENOSPC, "no space left on the disk, nothing was kept: free some and run again",
+                          str(path)) from error
+        raise
+    finally:
+        for leftover in (part, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    """Make sure that what is in `folder` is on the disk before its name says so."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+
+
+def _origin() -> dict[str, Any]:
+    """What made a run: versions, platform, and the commit of this checkout, None outside of one."""
+    versions = {name: metadata.version(name) for name in ("tinylib", "torch", "numpy") if find_spec(name)}
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    commit = ""
+    with suppress(OSError, subprocess.TimeoutExpired):
+        commit = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout.strip()
+    return {"versions": {**versions, "python": platform.python_version()}, "platform": platform.platform(),
+            "git_commit": commit or None}

@@ -1,0 +1,100 @@
+"""The conditions of every test: the smoke profile, artefacts in a folder of their own, no network; and time budgets.
+
+They are set when this file is imported, before pytest collects anything, so the notebooks' kernels inherit them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+OFFLINE = ROOT / "tests" / "offline"
+HOME = Path(tempfile.mkdtemp(prefix="tinylib-test-"))
+
+BUDGET_S = defaultdict(lambda: 10.0, {
+    "tests/test_ci_red.py": 60.0, "tests/test_cli.py": 30.0, "tests/test_course.py": 30.0,
+    "tests/test_house.py": 20.0, "tests/test_launch.py": 45.0, "tests/test_train.py": 40.0,
+    "tests/test_model.py": 20.0, "tests/test_corpus.py": 20.0, "tests/test_exercises.py": 30.0,
+    "notebooks/01_architecture_math.ipynb": 20.0, "notebooks/02_tokenizer.ipynb": 40.0,
+    "notebooks/03_model.ipynb": 40.0, "notebooks/04_distributed_training.ipynb": 60.0,
+    "notebooks/05_evaluation.ipynb": 40.0, "notebooks/06_weight_tying.ipynb": 60.0,
+})
+"""Seconds that each file may take on two idle cores; a run fails where one takes over three times that."""
+SLACK = 3.0
+
+LEFT = pytest.StashKey[int]()
+_spent: dict[str, float] = defaultdict(float)
+
+sys.path.insert(0, str(OFFLINE))
+import sitecustomize as offline  # noqa: E402 - the block for this very process
+
+if not hasattr(offline, "NetworkBlocked"):  # the interpreter already has a sitecustomize of its own
+    del sys.modules["sitecustomize"]
+    import sitecustomize as offline
+
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(OFFLINE), os.environ.get("PYTHONPATH"))))
+os.environ.update(TINYLIB_HOME=str(HOME), TINYLIB_PROFILE="smoke", HF_HUB_OFFLINE="1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs a GPU is skipped, visibly, where there is none."""
+    if any("gpu" in item.keywords for item in items):
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in items:
+                if "gpu" in item.keywords:
+                    item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Add up what each file takes."""
+    _spent[report.nodeid.split("::")[0]] += report.duration
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process left behind, or a file far over its budget, makes the run fail."""
+    left = list(survivors())
+    for process in left:
+        process.kill()
+    if left or over_budget():
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    session.config.stash[LEFT] = len(left)
+    shutil.rmtree(HOME, ignore_errors=True)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """One line a file: seconds spent and allowed."""
+    terminalreporter.section("seconds spent (budget)")
+    for name, spent_s in sorted(_spent.items(), key=lambda item: -item[1]):
+        mark = "  OVER BUDGET" if name in over_budget() else ""
+        if spent_s >= 1 or mark:
+            terminalreporter.line(f"{spent_s:7.1f} ({BUDGET_S[name]:.0f})  {name}{mark}")
+    if config.stash.get(LEFT, 0):
+        terminalreporter.line(f"{config.stash[LEFT]} processes of launched runs were left behind and are killed now")
+
+
+def over_budget() -> list[str]:
+    """The files that took more than SLACK times their budget."""
+    return [name for name, spent_s in _spent.items() if spent_s > SLACK * BUDGET_S[name]]
+
+
+def survivors() -> Iterator[psutil.Process]:
+    """The processes of runs in the tests' own folder that still live."""
+    for process in psutil.process_iter():
+        try:
+            ours = process.pid != os.getpid() and process.environ().get("TINYLIB_HOME") == str(HOME)
+            if ours and "resource_tracker" not in " ".join(process.cmdline()):
+                yield process
+        except psutil.Error:
+            continue

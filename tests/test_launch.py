@@ -1,0 +1,236 @@
+"""Launched runs: they start at once, outlive nothing they shouldn't, fail loudly, stop cleanly and go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from tinylib import launch as launching
+from tinylib.config import ConfigError, GPTConfig, TrainConfig
+from tinylib.launch import RunFailed, RunStopped, attach, launch, runs
+from tinylib.shards import build
+from tinylib.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """A run of seconds on shards of a few hundred sentences."""
+    folder = tmp_path_factory.mktemp("launch")
+    texts = [f"Number {n} has the square {n * n}, and after it comes {n + 1}." for n in range(400)]
+    build({"train": texts[:360], "val": texts[360:]}, Tokenizer.train(texts, 300), folder / "shards")
+    return TrainConfig(model=GPTConfig(depth=1, dim=64, vocab_size=300, seq_len=32), data=str(folder / "shards"),
+                       run=str(folder / "run"), steps=12, total_batch_size=256, device_batch_size=4, eval_every=6,
+                       save_every=6, compile="off", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def finished(config):
+    """A run of two processes, launched from a process that looks like a rank of another torchrun."""
+    leaked = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "5", "MASTER_ADDR": "203.0.113.1", "MASTER_PORT": "1",
+              "TORCHELASTIC_RUN_ID": "another", "GROUP_RANK": "3"}
+    before = {name: os.environ.get(name) for name in leaked}
+    descriptors = psutil.Process().num_fds()
+    os.environ.update(leaked)
+    try:
+        began = time.monotonic()
+        run = launch(config, nproc_per_node=2)
+        took_s = time.monotonic() - began
+        with pytest.raises(ValueError, match="still runs"):
+            launch(config, nproc_per_node=2)
+        run.wait(timeout_s=60)
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+    return run, took_s, psutil.Process().num_fds() - descriptors
+
+
+def zombies():
+    return [child for child in psutil.Process().children() if child.status() == psutil.STATUS_ZOMBIE]
+
+
+def test_launch_returns_at_once(finished):
+    assert finished[1] < 2
+
+
+def test_a_finished_run_is_read_from_its_files(finished, config):
+    run = attach(finished[0].directory.path)
+    assert run.state == "finished"
+    assert list(run.metrics().index) == list(range(1, config.steps + 1))
+    assert run.metrics()["loss"].iloc[-1] < run.metrics()["loss"].iloc[0]
+    summary = run.wait()
+    assert summary["val_bpb"] == run.metrics("eval")["val_bpb"].iloc[-1]
+    assert run.directory.read_config()["world_size"] == 2
+    assert sum(weight.numel() for weight in run.model().parameters()) == summary["parameters"]
+    assert '"state": "finished"' in run.log(0).splitlines()[-1]
+    assert "finished" in repr(run) and "finished" in run._repr_html_()
+
+
+def test_nothing_is_left_behind(finished):
+    run, _, descriptors = finished
+    assert not run.directory.alive()
+    assert not zombies()
+    assert descriptors == 0
+
+
+def test_a_taken_directory_is_refused(finished, config):
+    before = finished[0].directory.metrics_file.read_bytes()
+    with pytest.raises(FileExistsError, match="is taken: choose another run directory"):
+        launch(config)
+    with pytest.raises(ValueError, match="has taken all its steps"):
+        finished[0].resume()
+    assert finished[0].directory.metrics_file.read_bytes() == before
+
+
+def test_watch_prints_where_there_is_no_notebook(finished, capsys):
+    finished[0].watch()
+    line = capsys.readouterr().out
+    assert "finished" in line and "step 12 of 12" in line and "bits per byte" in line and "tokens/s" in line
+
+
+def test_stop_then_resume(config, tmp_path):
+    run = launch(replace(config, run=str(tmp_path / "run"), steps=2_000, save_every=None, eval_every=None), 2)
+    launching._wait_until(lambda: len(run.metrics()) > 5, 60)
+    with pytest.raises(TimeoutError, match="has not ended"):
+        run.wait(timeout_s=0.1)
+    began = time.monotonic()
+    run.stop()
+    assert time.monotonic() - began < 10
+    assert run.state == "stopped" and not run.directory.alive() and not zombies()
+    stopped_at = run.directory.saved_steps()[-1]
+    assert stopped_at == run.status()["step"] == run.metrics().index[-1] > 5
+    with pytest.raises(RunStopped, match="resume"):
+        run.wait()
+    again = run.resume(nproc_per_node=1)
+    launching._wait_until(lambda: again.metrics().index[-1] > stopped_at, 60)
+    again.stop()
+    assert list(again.metrics().index) == list(range(1, again.status()["step"] + 1))
+    assert again.directory.read_config()["world_size"] == 1
+
+
+def test_stop_while_starting_leaves_nothing(config, tmp_path):
+    run = launch(replace(config, run=str(tmp_path / "run"), steps=2_000), 2)
+    run.stop()
+    assert run.state == "stopped" and not run.directory.alive() and not zombies()
+    run.remove()
+    assert not run.directory.path.exists()
+
+
+def test_a_failure_shows_the_traceback_of_the_rank(config, tmp_path):
+    run = launch(replace(config, run=str(tmp_path / "run"), matrix_lr=1e38, embedding_lr=1e38, grad_clip=None), 2)
+    with pytest.raises(RunFailed, match=r"(?s)rank \d of run run:\nTraceback.*FloatingPointError: loss=") as failure:
+        run.watch()
+    assert time.time() - run.directory.errors()[0]["time_s"] < 10
+    assert "FloatingPointError" in failure.value._render_traceback_()[-1]
+    assert run.state == "failed" and not run.directory.alive()
+    with pytest.raises(RunFailed, match="FloatingPointError"):
+        attach(run.directory.path).wait()
+
+
+def test_a_torchrun_that_dies_gives_its_last_words(config, tmp_path, monkeypatch):
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho No space in this house >&2\nexit 3\n")
+    broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr(sys, "executable", str(broken))
+    run = launch(replace(config, run=str(tmp_path / "run")))
+    with pytest.raises(RunFailed, match="No space in this house"):
+        run.wait(timeout_s=10)
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_a_failure(config, tmp_path):
+    run = launch(replace(config, run=str(tmp_path / "run"), steps=5_000), 2)
+    launching._wait_until(lambda: len(run.metrics()) > 2, 60)
+    os.kill(run.directory.processes()["rank1"].pid, signal.SIGKILL)
+    with pytest.raises(RunFailed):
+        run.wait(timeout_s=45)
+    run.stop()
+    assert not run.directory.alive()
+
+
+@pytest.mark.slow
+def test_the_run_outlives_the_process_that_launched_it(config, tmp_path):
+    code = ("import os, signal\nfrom tinylib.launch import launch\nfrom tinylib.config import TrainConfig, from_json\n"
+            f"launch(from_json(TrainConfig, open({str(tmp_path / 'c.json')!r}).read()), 2)\n"
+            "os.killpg(os.getpgrp(), signal.SIGKILL)")
+    from tinylib.config import to_json
+    (tmp_path / "c.json").write_text(to_json(replace(config, run=str(tmp_path / "run"))))
+    subprocess.run([sys.executable, "-c", code], start_new_session=True, check=False)
+    assert attach(tmp_path / "run").wait(timeout_s=60)["step"] == config.steps
+
+
+@pytest.mark.slow
+def test_ten_launches_leave_nothing(config, tmp_path):
+    descriptors = psutil.Process().num_fds()
+    for number in range(10):
+        run = launch(replace(config, run=str(tmp_path / "run"), steps=2), 1 + number % 2, replace_ended=True)
+        run.wait(timeout_s=60)
+    launching._wait_until(lambda: not zombies(), 5)
+    assert psutil.Process().num_fds() == descriptors and not zombies() and not psutil.Process().children()
+
+
+# What is refused before anything is written
+
+@pytest.mark.parametrize(("change", "processes", "error", "message"), [
+    ({"total_batch_size": 384}, 2, ConfigError, "total_batch_size=384 is not a multiple"),
+    ({"data": "nowhere"}, 2, FileNotFoundError, "no token shards in .*nowhere"),
+    ({"model": GPTConfig(depth=1, dim=64, vocab_size=256, seq_len=32)}, 2, ConfigError,
+     "vocab_size=256 is smaller than the 300 ids"),
+    ({}, 0, ConfigError, "nproc_per_node=0 is not a whole number above zero"),
+    ({}, "two", ConfigError, "nproc_per_node='two'"),
+])
+def test_bad_input_writes_nothing(config, tmp_path, change, processes, error, message):
+    with pytest.raises(error, match=message):
+        launch(replace(config, run=str(tmp_path / "run"), **change), processes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_something_else_is_not_removed(config, tmp_path):
+    (tmp_path / "thesis.txt").write_text("five years of work")
+    with pytest.raises(FileExistsError):
+        launch(replace(config, run=str(tmp_path)), 1, replace_ended=True)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_auto_is_one_process_without_a_gpu(config):
+    assert launching._processes(config, "auto") == 1
+
+
+def test_more_processes_than_gpus_are_refused(config, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    with pytest.raises(ConfigError, match="nproc_per_node=8 is more than this machine's GPUs: use 4 or fewer"):
+        launching._processes(replace(config, device="auto"), 8)
+    assert launching._processes(replace(config, device="auto"), "auto") == 4
+
+
+def test_the_environment_is_clean(monkeypatch):
+    for name in (*launching.TORCHRUN_VARIABLES, "TORCHELASTIC_RESTART_COUNT", "PET_NNODES"):
+        monkeypatch.setenv(name, "7")
+    monkeypatch.setenv("MY_OWN", "kept")
+    monkeypatch.setattr("tinylib.hardware.cores", lambda: 8)
+    found = launching._environment(4)
+    assert not {*launching.TORCHRUN_VARIABLES, "TORCHELASTIC_RESTART_COUNT", "PET_NNODES"} & set(found)
+    assert (found["MY_OWN"], found["OMP_NUM_THREADS"]) == ("kept", "2")
+
+
+def test_attach_finds_the_latest(finished, config, tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="is no run directory"):
+        attach(tmp_path)
+    monkeypatch.setenv("TINYLIB_HOME", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="launch one"):
+        attach()
+    folder = tmp_path / "runs" / "smoke"
+    for name in ("old", "new"):
+        launching.RunDirectory(folder / name).create({"train": {}})
+        os.utime(folder / name / "config.json", (0, 0) if name == "old" else None)
+    assert attach().directory.name == "new"
+    assert attach("old").directory.name == "old"
+    assert [run.directory.name for run in runs(tmp_path / "runs")] == ["old", "new"]
+    assert attach().state == "lost"

@@ -1,0 +1,155 @@
+"""The model against the closed form, against `transformers`, and against itself with a cache."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from tinylib import sizing
+from tinylib.config import PRESETS, GPTConfig
+from tinylib.model import GPT, KVCache, cross_entropy, soften
+
+SMALL = GPTConfig(depth=3, dim=96, vocab_size=211, head_dim=32, seq_len=64)
+
+
+def randomised(config: GPTConfig, seed: int = 0, std: float = 0.05) -> GPT:
+    """A model none of whose weights is zero, so that every path counts."""
+    model = GPT(config)
+    generator = torch.Generator().manual_seed(seed)
+    for weight in model.parameters():
+        weight.data.normal_(0, std, generator=generator)
+    return model
+
+
+def tokens(config: GPTConfig, batch: int = 2, seed: int = 1) -> torch.Tensor:
+    return torch.randint(config.vocab_size, (batch, config.seq_len), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("name", PRESETS)
+def test_built_model_equals_the_closed_form(name: str, tied: bool) -> None:
+    config = replace(PRESETS[name], tied=tied)
+    with torch.device("meta"):
+        model = GPT(config)
+    count = sum(weight.numel() for weight in model.parameters())
+    assert count == sizing.parameters(config).total == sum(spec.size for spec in config.tensors())
+
+
+def test_random_shapes_equal_the_closed_form_and_the_table_of_tensors() -> None:
+    draw = random.Random(0)
+    for _ in range(300):
+        head_dim = 2 * draw.randint(1, 40)
+        config = GPTConfig(depth=draw.randint(1, 9), dim=head_dim * draw.randint(1, 6), head_dim=head_dim,
+                           vocab_size=draw.randint(1, 5000), tied=draw.random() < 0.5)
+        with torch.device("meta"):
+            model = GPT(config)
+        built = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+        assert built == {spec.name: spec.shape for spec in config.tensors()}
+        assert sizing.parameters(config).total == sum(math.prod(shape) for shape in built.values())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_flops_equal_torchs_counter(tied: bool) -> None:
+    config = replace(SMALL, tied=tied)
+    model, x_BT = randomised(config), tokens(config)
+    # The plain loss: the counter does not know the in-place products of the chunked one.
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        F.cross_entropy(model(x_BT).flatten(0, 1), x_BT.flatten()).backward()
+    assert counter.get_total_flops() == sizing.flops_per_token(config, config.seq_len) * x_BT.numel()
+
+
+@pytest.mark.parametrize("softcap", [15.0, None])
+@pytest.mark.parametrize("tied", [False, True])
+def test_logits_and_gradients_equal_transformers(tied: bool, softcap: float | None) -> None:
+    from tinylib.export import hf_config, hf_state_dict
+    from transformers import NanoChatForCausalLM
+
+    config = replace(SMALL, tied=tied, softcap=softcap)
+    model, x_BT = randomised(config), tokens(config)
+    peer = NanoChatForCausalLM(hf_config(config)).eval()
+    missing = peer.load_state_dict(hf_state_dict(model), strict=False).missing_keys
+    assert missing == (["lm_head.weight"] if tied else [])
+    theirs = peer(input_ids=x_BT).logits
+    assert torch.allclose(model(x_BT), theirs, atol=1e-4, rtol=0)
+
+    F.cross_entropy(theirs[:, :-1].flatten(0, 1), x_BT[:, 1:].flatten()).backward()
+    model(x_BT[:, :-1], x_BT[:, 1:]).backward()
+    for name, ours in hf_state_dict(model, gradients=True).items():
+        expected = peer.get_parameter(name).grad
+        assert (ours - expected).norm() <= 1e-3 * expected.norm(), name
+
+
+@pytest.mark.parametrize("name", ["goldilocks", "nano", "micro"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_first_loss_is_ln_v_and_no_token_copies_itself(name: str, tied: bool) -> None:
+    config = replace(PRESETS[name], tied=tied, seq_len=64)
+    model, x_BT = GPT(config), tokens(replace(PRESETS[name], seq_len=64))
+    with torch.no_grad():
+        loss = model(x_BT[:, :-1], x_BT[:, 1:]).item()
+        own_logit = model(x_BT).gather(2, x_BT[..., None]).mean().item()
+    assert loss == pytest.approx(math.log(config.vocab_size), rel=0.01)
+    assert own_logit < 1.0
+
+
+def test_naive_tying_starts_far_from_ln_v() -> None:
+    config = replace(PRESETS["goldilocks"], tied=True, seq_len=64)
+    model, x_BT = GPT(config), tokens(config)
+    torch.nn.init.normal_(model.wte.weight, std=0.8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert model(x_BT[:, :-1], x_BT[:, 1:]).item() == pytest.approx(22.26, abs=0.3)
+
+
+def test_tied_table_stays_one_tensor(tmp_path) -> None:
+    config = replace(SMALL, tied=True)
+    with torch.device("meta"):
+        model = GPT(config)
+    model = model.to_empty(device="cpu")
+    model.init_weights()
+    model.load_state_dict(GPT(config, seed=3).state_dict(), assign=True)
+    model = model.to(torch.float64).to(torch.float32)
+    assert model.unembedding is model.wte.weight
+    assert [name for name in model.state_dict() if "wte" in name or "head" in name] == ["wte.weight"]
+    x_BT = tokens(config)
+    assert torch.equal(model(x_BT), GPT(config, seed=3)(x_BT))
+
+
+@pytest.mark.parametrize("cuts", [[64], [10, 54], [1] * 64, [5, 1, 30, 28]])
+def test_cache_gives_the_logits_of_the_whole_pass(cuts: list[int]) -> None:
+    model, x_BT = randomised(SMALL), tokens(SMALL)
+    cache = KVCache(SMALL, 2, 64, model.wte.weight)
+    with torch.no_grad():
+        parts = [model(part, cache=cache) for part in x_BT.split(cuts, dim=1)]
+        assert torch.allclose(torch.cat(parts, dim=1), model(x_BT), atol=1e-5)
+        with pytest.raises(ValueError, match="capacity=64"):
+            model(x_BT[:, :1], cache=cache)
+
+
+@pytest.mark.parametrize("cap", [15.0, 2.0, 80.0, None])
+@pytest.mark.parametrize("chunk_rows", [1, 7, 64])
+def test_chunked_loss_equals_the_plain_one(cap: float | None, chunk_rows: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x_RD = torch.randn(20, 8, generator=generator, dtype=torch.float32).requires_grad_()
+    table_VD = (5 * torch.randn(33, 8, generator=generator)).requires_grad_()
+    y_R = torch.randint(-1, 33, (20,), generator=generator)
+    plain = F.cross_entropy(soften(x_RD @ table_VD.T, cap), y_R, ignore_index=-1)
+    expected = torch.autograd.grad(3 * plain, (x_RD, table_VD))
+    ours = cross_entropy(x_RD, table_VD, y_R, cap, chunk_rows=chunk_rows)
+    assert torch.allclose(ours, plain, rtol=1e-5)
+    for got, want in zip(torch.autograd.grad(3 * ours, (x_RD, table_VD)), expected, strict=True):
+        assert torch.allclose(got, want, atol=1e-5)
+    each = cross_entropy(x_RD, table_VD, y_R, cap, "none", chunk_rows)
+    assert torch.allclose(each.sum() / (y_R >= 0).sum(), plain, rtol=1e-5)
+
+
+def test_loss_never_holds_more_than_a_chunk_of_logits() -> None:
+    x_RD, table_VD = torch.randn(4096, 16).requires_grad_(), torch.randn(4096, 16).requires_grad_()
+    with torch.profiler.profile(profile_memory=True) as profile:
+        cross_entropy(x_RD, table_VD, torch.zeros(4096, dtype=torch.long), 15.0, chunk_rows=64).backward()
+    largest = max(event.cpu_memory_usage for event in profile.events())
+    assert largest <= 2 * 64 * 4096 * 4 < 4096 * 4096 * 4 / 3

@@ -1,0 +1,213 @@
+"""The documentation and the source of what is installed, parsed without importing anything."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import platform
+import sys
+import sysconfig
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from importlib import metadata
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from tinylib import hardware, rundir
+from tinylib.corpus.documents import SPLITS, VALIDATION_SHARE, Corpus, Document, digest, in_validation, plain
+
+PACKAGES = {
+    "torch": "torch", "numpy": "numpy", "pandas": "pandas", "matplotlib": "matplotlib", "scipy": "scipy",
+    "networkx": "networkx", "pyarrow": "pyarrow", "huggingface_hub": "huggingface_hub", "fsspec": "fsspec",
+    "PIL": "pillow", "fontTools": "fonttools", "IPython": "ipython", "jupyter_server": "jupyter_server",
+    "jupyter_client": "jupyter_client", "ipykernel": "ipykernel", "traitlets": "traitlets", "tornado": "tornado",
+    "prompt_toolkit": "prompt_toolkit", "rich": "rich", "pygments": "Pygments", "jedi": "jedi",
+    "setuptools": "setuptools",
+}
+"""Packages whose documentation is harvested where they are installed: import name -> name in the index.
+
+The course's dependencies and what they bring; not what only tests need, so that both installs get the same text.
+"""
+
+BUILT_IN = ("pydocs", "pydocs-stdlib", "pysource")
+_RECIPE = 1    # raise it when the harvest changes, so that old harvests are not taken for new ones
+_MANIFEST = "manifest.json"
+_SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "_vendor", "_bundled"}
+_REPEATED_CHARS = 40    # shorter paragraphs, such as "Parameters", repeat because they are the form of documentation
+
+
+def built_in(name: str, folder: Path, *, refresh: bool = False) -> Corpus:
+    """The built-in corpus `name` as it lies in `folder`, harvested if it doesn't lie there whole."""
+    if refresh or not _is_whole(folder):
+        _harvest_into(folder, name)
+    return Corpus(name, (folder / "train.parquet",), (folder / "val.parquet",), manifest_file=folder / _MANIFEST)
+
+
+def _is_whole(folder: Path) -> bool:
+    if not (folder / _MANIFEST).is_file():
+        return False
+    manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    files = [file for split in manifest["splits"].values() for file in split["files"]]
+    return manifest["recipe"] == _RECIPE and all(
+        (folder / file["name"]).is_file() and (folder / file["name"]).stat().st_size == file["bytes"] for file in files)
+
+
+def _harvest_into(folder: Path, name: str) -> None:
+    """Harvest the built-in corpus `name` into `folder`, which appears whole or not at all."""
+    sources = installed(with_packages=name != "pydocs-stdlib")
+    documents = harvest(sources, source_code if name == "pysource" else documentation)
+    facts = {"recipe": _RECIPE, "python": platform.python_version(), "platform": sys.platform,
+             "split": f"by hash of the name, {VALIDATION_SHARE:.0%} validation",
+             "sources": [source.facts() for source in sources]}
+    with rundir.write_folder(folder) as part:
+        for split in SPLITS:
+            chosen = [document for document in documents if in_validation(document.name) == (split == "val")]
+            _write_parquet(part / f"{split}.parquet", chosen)
+        corpus = Corpus(name, (part / "train.parquet",), (part / "val.parquet",), facts)
+        rundir.write_json(part / _MANIFEST, corpus.manifest)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A package whose files are harvested; `package` is None for the standard library."""
+
+    folder: Path
+    package: str | None = None
+
+    def modules(self) -> list[tuple[str, Path]]:
+        """Name and file of each module, tests and vendored copies left out, sorted by name."""
+        prefix = (self.package,) if self.package else ()
+        found = []
+        for file in self.folder.rglob("*.py"):
+            parts = file.relative_to(self.folder).with_suffix("").parts
+            if _SKIPPED.isdisjoint(parts) and not parts[-1].startswith("test_") and not parts[-1].endswith("_test"):
+                found.append((".".join(prefix + (parts[:-1] if parts[-1] == "__init__" else parts)), file))
+        return sorted(found)
+
+    def facts(self) -> dict[str, str]:
+        """Name, version and licence as the package states them."""
+        if self.package is None:
+            return {"name": "python", "version": platform.python_version(), "licence": "PSF-2.0"}
+        about = metadata.metadata(PACKAGES[self.package])
+        classifiers = [line.split(" :: ")[-1] for line in about.get_all("Classifier") or [] if "License ::" in line]
+        stated = about["License-Expression"] or "; ".join(classifiers) or about["License"] or "not stated"
+        return {"name": self.package, "version": about["Version"], "licence": stated.strip().splitlines()[0]}
+
+
+def installed(with_packages: bool) -> list[Source]:
+    """The standard library and, if asked for, those of PACKAGES that are here."""
+    sources = [Source(Path(sysconfig.get_paths()["stdlib"]))]
+    for package in sorted(PACKAGES) if with_packages else ():
+        found = importlib.util.find_spec(package)
+        if found is not None and found.submodule_search_locations:
+            sources.append(Source(Path(found.submodule_search_locations[0]), package))
+    return sources
+
+
+Entries = list[tuple[str, str]]
+
+
+def harvest(sources: Iterable[Source], reader: Callable[[tuple[str, Path]], Entries]) -> list[Document]:
+    """One document a module, read in parallel processes, without repeated paragraphs and without duplicates.
+
+    `reader` turns a module into headed texts.  The order is that of a hash of the names, so that any first part of
+    the corpus is a fair sample.  The same files give the same documents.
+    """
+    modules = [module for source in sources for module in source.modules()]
+    seen: set[bytes] = set()
+    documents = {}
+    for (name, _), entries in zip(modules, _parallel(reader, modules), strict=True):
+        text = "\n\n".join(_unrepeated(entries, seen) if reader is documentation else [text for _, text in entries])
+        if text and name not in documents:
+            documents[name] = text
+    unique = {digest(text): Document(name, text) for name, text in reversed(documents.items())}
+    return sorted(unique.values(), key=lambda document: digest(document.name))
+
+
+def _parallel(reader: Callable[[tuple[str, Path]], Entries], modules: list[tuple[str, Path]]) -> Iterator[Entries]:
+    if hardware.cores() == 1 or len(modules) < 100:
+        yield from map(reader, modules)
+        return
+    try:
+        with ProcessPoolExecutor(hardware.cores(), mp_context=get_context("spawn")) as pool:
+            yield from pool.map(reader, modules, chunksize=32)
+    except BrokenProcessPool as error:
+        raise RuntimeError("a process of the harvest died: a script that loads a corpus needs its code under "
+                           "if __name__ == '__main__':, or memory ran out") from error
+
+
+def documentation(module: tuple[str, Path]) -> Entries:
+    """Heading and docstring of a module, its classes and its functions; nothing for a file that is no Python."""
+    name, path = module
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")    # of invalid escapes in other people's code
+            tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, RecursionError, OSError):
+        return []
+    found = _docstrings(tree, "")
+    return [(name, ""), *found] if found else []
+
+
+def _docstrings(node: Any, prefix: str) -> Entries:
+    text = ast.get_docstring(node)
+    found = [(_heading(node, prefix), plain(text))] if text else []
+    if isinstance(node, ast.Module | ast.ClassDef):
+        prefix = f"{prefix}{node.name}." if isinstance(node, ast.ClassDef) else ""
+        for child in node.body:
+            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                found += _docstrings(child, prefix)
+    return found
+
+
+def _heading(node: Any, prefix: str) -> str:
+    """How the thing is called: `class Name(Base)`, `Name.method(self, x=0)`; nothing for a module."""
+    if isinstance(node, ast.Module):
+        return ""
+    if isinstance(node, ast.ClassDef):
+        bases = ", ".join(map(ast.unparse, node.bases))
+        return plain(f"class {prefix}{node.name}({bases})" if bases else f"class {prefix}{node.name}")
+    return plain(f"{prefix}{node.name}({ast.unparse(node.args)})")
+
+
+def source_code(module: tuple[str, Path]) -> Entries:
+    """The whole file of a module; nothing for a file that is no UTF-8."""
+    try:
+        return [(module[0], module[1].read_text(encoding="utf-8"))]
+    except (UnicodeDecodeError, OSError):
+        return []
+
+
+def _unrepeated(entries: Entries, seen: set[bytes]) -> list[str]:
+    """The parts of a document, without paragraphs in `seen`; a heading that loses its whole text goes with it."""
+    parts = []
+    for heading, text in entries:
+        kept = [paragraph for paragraph in text.split("\n\n") if paragraph.strip() and _new(paragraph, seen)]
+        if kept:
+            parts += [heading, *kept] if heading else kept
+        elif not text:
+            parts.append(heading)
+    return parts if len(parts) > 1 else []
+
+
+def _new(paragraph: str, seen: set[bytes]) -> bool:
+    key = " ".join(paragraph.split())
+    if len(key) < _REPEATED_CHARS:
+        return True
+    size = len(seen)
+    seen.add(digest(key))
+    return len(seen) > size
+
+
+def _write_parquet(path: Path, documents: list[Document]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {"name": [document.name for document in documents], "text": [document.text for document in documents]}
+    schema = pyarrow.schema([("name", pyarrow.string()), ("text", pyarrow.string())])
+    pyarrow.parquet.write_table(pyarrow.table(columns, schema=schema), path, compression="zstd", row_group_size=1024)

@@ -1,0 +1,199 @@
+"""Who trains which tensor, and how fast: Muon for the matrices, AdamW for the tables, one schedule.
+
+Groups come from the roles in `GPTConfig.tensors()`, never from shapes: a table never lands in Muon, and a tied table
+is one tensor in one group.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tinylib.config import TrainConfig
+from tinylib.model import GPT
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of the quintic iteration.  Source: Jordan 2024, https://kellerjordan.github.io/posts/muon."""
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised: the update of a matrix has singular values near 1, whatever its gradient's were.
+
+    Matrices of one shape are orthogonalised as one batch, in float32 on a CPU and in bfloat16 on a GPU.  Among
+    several processes each takes its share of every batch; all of them end with the same weights and momenta.
+
+    Source: Jordan 2024, https://kellerjordan.github.io/posts/muon; learning rate times √max(1, rows / columns).
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0,
+                 dtype: torch.dtype | None = None) -> None:
+        """`dtype` of the iteration; None takes float32 on a CPU and bfloat16 elsewhere."""
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self._dtype = dtype
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.ndim != 2:
+                    raise ValueError(f"Muon: a tensor of shape {tuple(weight.shape)} is not a matrix: give it to AdamW")
+                self.state[weight]["momentum"] = torch.zeros_like(weight)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every matrix from its `.grad`."""
+        for group in self.param_groups:
+            for weights in _by_shape(group["params"]):
+                self._update(weights, group)
+
+    def _update(self, weights: list[Tensor], group: dict[str, Any]) -> None:
+        momentum, rate = group["momentum"], group["lr"]
+        buffers = [self.state[weight]["momentum"] for weight in weights]
+        gradients = [weight.grad for weight in weights]
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        nesterov_KMN = torch.stack(gradients).lerp_(torch.stack(buffers), momentum)
+        updates = _shared(nesterov_KMN, self._dtype or _iteration_dtype(nesterov_KMN)).unbind()
+        rows, columns = weights[0].shape
+        if group["weight_decay"]:
+            torch._foreach_mul_(weights, 1 - rate * group["weight_decay"])
+        torch._foreach_add_(weights, list(updates), alpha=-rate * max(1.0, rows / columns) ** 0.5)
+
+
+def orthogonalise(x_KMN: Tensor, dtype: torch.dtype = torch.float32, steps: int = 5) -> Tensor:
+    """K matrices with their singular values moved near 1 (to about 0.7 … 1.2) by Newton–Schulz steps.
+
+    >>> x_KMN = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0))
+    >>> singular = torch.linalg.svdvals(orthogonalise(x_KMN))
+    >>> bool((singular > 0.5).all() and (singular < 1.3).all())
+    True
+    """
+    a, b, c = NEWTON_SCHULZ
+    tall = x_KMN.shape[1] > x_KMN.shape[2]
+    x = (x_KMN.mT if tall else x_KMN).to(dtype)
+    x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
+    for _ in range(steps):
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(x_KMN.dtype)
+
+
+def _shared(x_KMN: Tensor, dtype: torch.dtype) -> Tensor:
+    """`orthogonalise`, each process doing its share of the K matrices."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return orthogonalise(x_KMN, dtype)
+    world, count = dist.get_world_size(), len(x_KMN)
+    share = -(-count // world)
+    mine = x_KMN[dist.get_rank() * share:(dist.get_rank() + 1) * share]
+    done = torch.zeros((share, *x_KMN.shape[1:]), dtype=x_KMN.dtype, device=x_KMN.device)
+    if len(mine):
+        done[:len(mine)] = orthogonalise(mine, dtype)
+    gathered = torch.empty((world * share, *x_KMN.shape[1:]), dtype=x_KMN.dtype, device=x_KMN.device)
+    dist.all_gather(list(gathered.split(share)), done)
+    return gathered[:count]
+
+
+def _iteration_dtype(x: Tensor) -> torch.dtype:
+    return torch.bfloat16 if x.is_cuda else torch.float32
+
+
+def _by_shape(weights: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    groups: dict[torch.Size, list[Tensor]] = defaultdict(list)
+    for weight in weights:
+        groups[weight.shape].append(weight)
+    yield from groups.values()
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors of one role, the optimizer they go to, and its peak learning rate."""
+
+    role: str
+    optimizer: str
+    lr: float
+    names: tuple[str, ...]
+
+
+def groups(config: TrainConfig) -> tuple[Group, ...]:
+    """Which tensors train how: one group a role, each tensor in exactly one.
+
+    >>> from tinylib.config import PRESETS
+    >>> [(group.role, group.optimizer, len(group.names)) for group in groups(TrainConfig(PRESETS["nano"]))]
+    [('embedding', 'AdamW', 1), ('matrix', 'Muon', 24), ('unembedding', 'AdamW', 1)]
+    """
+    names: dict[str, list[str]] = defaultdict(list)
+    for spec in config.model.tensors():
+        names[spec.role].append(spec.name)
+    width = (config.model.dim / 768) ** -0.5
+    rates = {"embedding": config.embedding_lr * width, "unembedding": config.unembedding_lr * width,
+             "tied": config.tied_lr * width, "matrix": config.matrix_lr}
+    return tuple(Group(role, "Muon" if role == "matrix" else "AdamW", rates[role], tuple(members))
+                 for role, members in names.items())
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Multiplier of every learning rate at `step`: up linearly, flat, then down linearly towards zero.
+
+    >>> config = TrainConfig(steps=10, warmup_fraction=0.2, warmdown_fraction=0.5)
+    >>> [learning_rate(step, config) for step in range(10)]
+    [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2]
+    """
+    warmup, warmdown = config.warmup_fraction * config.steps, config.warmdown_fraction * config.steps
+    rise = (step + 1) / warmup if warmup else 1.0
+    fall = (config.steps - step) / warmdown if warmdown else 1.0
+    return min(1.0, rise, fall)
+
+
+def muon_momentum(step: int, config: TrainConfig) -> float:
+    """Momentum of Muon at `step`: from 0.85 up to its value in 300 steps, or in a fifth of a shorter run."""
+    warmup = min(300, config.steps / 5)
+    return 0.85 + (config.muon_momentum - 0.85) * min(1.0, step / warmup)
+
+
+class Optimizer:
+    """Both optimizers and their schedule; its state is a flat dictionary of tensors under the weights' names."""
+
+    def __init__(self, model: GPT, config: TrainConfig) -> None:
+        self._config = config
+        self._names = {weight: name for name, weight in model.named_parameters()}
+        weights = dict(model.named_parameters())
+        self._parts: list[tuple[torch.optim.Optimizer, Group]] = []
+        for group in groups(config):
+            self._parts.append((_make(group, [weights[name] for name in group.names], config), group))
+
+    def step(self, step: int) -> float:
+        """Update the weights from their gradients as the schedule wants at `step`; returns the rates' multiplier."""
+        multiplier = learning_rate(step, self._config)
+        for optimizer, group in self._parts:
+            settings = optimizer.param_groups[0]
+            settings["lr"] = group.lr * multiplier
+            if group.optimizer == "Muon":
+                settings["momentum"] = muon_momentum(step, self._config)
+            optimizer.step()
+        return multiplier
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor of the state: "blocks.0.mlp.up.weight/momentum", "wte.weight/exp_avg" …"""
+        return {f"{self._names[weight]}/{key}": value
+                for optimizer, _ in self._parts for weight, values in optimizer.state.items()
+                for key, value in values.items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take up a state that `state` returned; raises KeyError where a tensor is missing."""
+        for optimizer, _ in self._parts:
+            for weight in optimizer.param_groups[0]["params"]:
+                prefix = f"{self._names[weight]}/"
+                found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+                if not found:
+                    raise KeyError(f"no optimizer state for {prefix[:-1]}: the checkpoint is of another model")
+                optimizer.state[weight] = {key: value.to(value.device if key == "step" else weight.device)
+                                           for key, value in found.items()}
+
+
+def _make(group: Group, weights: list[Tensor], config: TrainConfig) -> torch.optim.Optimizer:
+    if group.optimizer == "Muon":
+        return Muon(weights, lr=group.lr, momentum=config.muon_momentum, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(weights, lr=group.lr, betas=config.adam_betas, eps=config.adam_eps, weight_decay=0.0,
+                             fused=True)

@@ -1,0 +1,330 @@
+"""Text to ids and back: byte-level BPE, trained with rustbpe, encoding with tiktoken, saved as readable JSON.
+
+Two rules for text that breaks the libraries underneath, the same in training and in encoding:
+
+- A lone surrogate is no text: it is refused with a ValueError that names its place.
+- A run of whitespace longer than MAX_RUN characters is encoded in pieces of MAX_RUN, for on a million spaces the
+  regular expressions of tiktoken and rustbpe overflow their stacks.  All other text is encoded in one piece.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinylib import hardware, rundir
+
+if TYPE_CHECKING:
+    import os
+
+    import numpy as np
+    import tiktoken
+
+PATTERN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*"
+           r"|\s*[\r\n]|\s+(?!\S)|\s+")
+"""How text is cut into words before BPE, which never merges across a cut: GPT-4's pattern with at most two digits.
+
+Source: nanochat, `nanochat/tokenizer.py`, unchanged from October 2025 to today.
+"""
+
+SPECIAL_TOKENS = ("<|bos|>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|assistant_end|>",
+                  "<|python_start|>", "<|python_end|>", "<|output_start|>", "<|output_end|>")
+"""nanochat's special tokens; their ids are the last of the vocabulary and no text can produce them."""
+
+MAX_RUN = 4096
+"""Longest run of whitespace, in characters, that is encoded in one piece."""
+
+_FILE = "vocabulary.json"
+_SPACE = "[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"  # what \s is to the regex crates
+_BLANK = re.compile(_SPACE + "+")
+
+
+class Tokenizer:
+    """A trained vocabulary: 256 bytes, then merges in the order they were learned, then the special tokens.
+
+    >>> tokenizer = Tokenizer.train(["the cat and the hat"], vocab_size=268)
+    >>> ids = tokenizer.encode("the that")
+    >>> [tokenizer.decode([number]) for number in ids], tokenizer.decode(ids)
+    (['the', ' ', 't', 'h', 'at'], 'the that')
+    """
+
+    def __init__(self, tokens: Sequence[bytes], pattern: str = PATTERN,
+                 special_tokens: Sequence[str] = SPECIAL_TOKENS) -> None:
+        missing = {bytes([value]) for value in range(256)}.difference(tokens)
+        if missing:
+            raise ValueError(f"tokens lacks {len(missing)} of the 256 single bytes, such as {min(missing)!r}: "
+                             "without them some text has no ids")
+        if len(set(tokens)) != len(tokens):
+            raise ValueError("tokens holds the same bytes twice: each id needs bytes of its own")
+        self.tokens = tuple(tokens)
+        self.pattern = pattern
+        self.special_tokens = tuple(special_tokens)
+
+    def __repr__(self) -> str:
+        return f"Tokenizer(vocab_size={self.vocab_size}, fingerprint={self.fingerprint!r})"
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int, *, max_chars: int | None = None) -> Tokenizer:
+        """Learn `vocab_size` tokens (256 bytes, merges, special tokens) from the first `max_chars` of `texts`.
+
+        Streams: memory grows with the number of distinct words only.  Raises ValueError where the text has too few
+        different words to fill the vocabulary.
+
+        >>> Tokenizer.train(["abc"], vocab_size=1_000)
+        Traceback (most recent call last):
+            ...
+        ValueError: vocab_size=1000 is more than this text can fill, it reached 267: use at most 267, or more text
+        """
+        least = 256 + len(SPECIAL_TOKENS)
+        if vocab_size < least:
+            raise ValueError(f"vocab_size={vocab_size} has no room for 256 bytes and {len(SPECIAL_TOKENS)} special "
+                             f"tokens: use {least} or more")
+        import rustbpe
+
+        trainer = rustbpe.Tokenizer()
+        pieces = (piece for text in _up_to(texts, max_chars) for piece in _pieces(_checked(text)))
+        trainer.train_from_iterator(pieces, vocab_size - len(SPECIAL_TOKENS), buffer_size=1024, pattern=PATTERN)
+        ranked = sorted((rank, bytes(word)) for word, rank in trainer.get_mergeable_ranks())
+        reached = len(ranked) + len(SPECIAL_TOKENS)
+        if reached < vocab_size:
+            raise ValueError(f"vocab_size={vocab_size} is more than this text can fill, it reached {reached}: "
+                             f"use at most {reached}, or more text")
+        return cls([word for _, word in ranked])
+
+    # Ids
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids (V), the special tokens among them."""
+        return len(self.tokens) + len(self.special_tokens)
+
+    @cached_property
+    def special_ids(self) -> dict[str, int]:
+        """Id of each special token by its name; the last ids of the vocabulary."""
+        return {name: len(self.tokens) + place for place, name in enumerate(self.special_tokens)}
+
+    @property
+    def bos(self) -> int:
+        """Id of `<|bos|>`, with which every document begins."""
+        return self.special_ids["<|bos|>"]
+
+    @cached_property
+    def token_bytes(self) -> np.ndarray:
+        """Length of each id in bytes of text, int64 of shape (V,); 0 for special tokens.
+
+        The lengths of the ids of a text add up to its length in UTF-8, so bits per byte can be computed exactly.
+        """
+        import numpy as np
+
+        return np.array([len(word) for word in self.tokens] + [0] * len(self.special_tokens), dtype=np.int64)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of everything that decides the ids; what was made with one tokenizer is refused with another."""
+        return hashlib.sha256(self._to_json().encode()).hexdigest()[:16]
+
+    # Encoding
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, none of them special; ValueError for a lone surrogate."""
+        pieces = _pieces(_checked(text))
+        if len(pieces) == 1:
+            return self._encoding.encode_ordinary(text)
+        return [number for piece in pieces for number in self._encoding.encode_ordinary(piece)]
+
+    def encode_batch(self, texts: Iterable[str], threads: int | None = None) -> list[list[int]]:
+        """The ids of each text, encoded in `threads` threads (by default one a core)."""
+        with ThreadPoolExecutor(threads or hardware.cores()) as pool:
+            return list(pool.map(self.encode, texts))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; bytes that are no UTF-8 become U+FFFD, special tokens their names."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of `ids`; ValueError for an id outside the vocabulary."""
+        parts = []
+        for number in ids:
+            if not 0 <= number < self.vocab_size:
+                raise ValueError(f"id={int(number)} is not in this vocabulary: ids go from 0 to {self.vocab_size - 1}")
+            parts.append(self._table[int(number)])
+        return b"".join(parts)
+
+    @cached_property
+    def _table(self) -> tuple[bytes, ...]:
+        return self.tokens + tuple(name.encode() for name in self.special_tokens)
+
+    @cached_property
+    def _encoding(self) -> tiktoken.Encoding:
+        import tiktoken
+
+        return tiktoken.Encoding(name="tinylib", pat_str=self.pattern, special_tokens=self.special_ids,
+                                 mergeable_ranks={word: rank for rank, word in enumerate(self.tokens)})
+
+    # Disk
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the tokenizer into `folder` as JSON text, whole or not at all."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        rundir.write_text(Path(folder) / _FILE, self._to_json())
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Tokenizer:
+        """The tokenizer that `save` wrote into `folder`."""
+        path = Path(folder) / _FILE
+        if not path.is_file():
+            raise FileNotFoundError(f"no tokenizer in {folder}: run notebook 02, or python -m tinylib tokenize train")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.get("version") != 1:
+            raise ValueError(f"version={content.get('version')!r} in {path} is not 1: train the tokenizer again")
+        tokens = [word.encode("utf-8", "surrogateescape") for word in content["tokens"]]
+        return cls(tokens, content["pattern"], content["special_tokens"])
+
+    def _to_json(self) -> str:
+        # surrogateescape keeps a byte that is no UTF-8, such as half of an é, as \udc80…\udcff: readable and exact.
+        content = {"version": 1, "pattern": self.pattern, "special_tokens": self.special_tokens,
+                   "tokens": [word.decode("utf-8", "surrogateescape") for word in self.tokens]}
+        return json.dumps(content, indent=0) + "\n"
+
+    def save_huggingface(self, path: str | os.PathLike[str]) -> None:
+        """Write a `tokenizer.json` for the `tokenizers` library; the ids of any text are the same there.
+
+        Two things that file can't say: runs of whitespace longer than MAX_RUN are not cut, and a special token's
+        name in a text becomes its id unless the reader sets `encode_special_tokens = True`.
+        """
+        rundir.write_text(Path(path), json.dumps(self.to_huggingface(), ensure_ascii=False, indent=1) + "\n")
+
+    def to_huggingface(self) -> dict[str, Any]:
+        """The content of that `tokenizer.json`."""
+        spelled = [_spell(word) for word in self.tokens]
+        merges = [[spelled[left], spelled[right]] for left, right in self.merges()]
+        vocabulary = {word: number for number, word in enumerate(spelled)} | self.special_ids
+        added = [{"id": number, "content": name, "single_word": False, "lstrip": False, "rstrip": False,
+                  "normalized": False, "special": True} for name, number in self.special_ids.items()]
+        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+        split = {"type": "Split", "pattern": {"Regex": self.pattern}, "behavior": "Isolated", "invert": False}
+        model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+                 "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+                 "vocab": vocabulary, "merges": merges}
+        return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
+                "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+                "post_processor": None, "decoder": byte_level, "model": model}
+
+    def merges(self) -> list[tuple[int, int]]:
+        """The pair of ids that each merge joined, in the order in which they were learned.
+
+        >>> tokenizer = Tokenizer.train(["the cat and the hat"], vocab_size=268)
+        >>> [tokenizer.decode(pair) for pair in tokenizer.merges()]
+        ['at', 'he', 'the']
+        """
+        ranks = {word: rank for rank, word in enumerate(self.tokens)}
+        return [_parents(word, ranks) for word in self.tokens if len(word) > 1]
+
+
+def compression(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, float]:
+    """How short `texts` become: documents, characters, bytes (UTF-8), tokens, characters and bytes per token.
+
+    >>> tokenizer = Tokenizer.train(["the cat and the hat"], vocab_size=268)
+    >>> compression(tokenizer, ["the that"])["characters_per_token"]
+    1.6
+    """
+    total = dict.fromkeys(("documents", "characters", "bytes", "tokens"), 0)
+    for batch in batched(texts):
+        total["documents"] += len(batch)
+        total["characters"] += sum(map(len, batch))
+        total["bytes"] += sum(len(text.encode()) for text in batch)
+        total["tokens"] += sum(map(len, tokenizer.encode_batch(batch)))
+    tokens = max(total["tokens"], 1)
+    return total | {"characters_per_token": total["characters"] / tokens, "bytes_per_token": total["bytes"] / tokens}
+
+
+def batched(texts: Iterable[str], characters: int = 4_000_000) -> Iterator[list[str]]:
+    """`texts` in lists of about `characters` characters, so that memory doesn't grow with the number of texts.
+
+    >>> list(batched(["ab", "cd", "ef"], characters=4))
+    [['ab', 'cd'], ['ef']]
+    """
+    batch, size = [], 0
+    for text in texts:
+        batch.append(text)
+        size += len(text) + 1
+        if size > characters:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _up_to(texts: Iterable[str], max_chars: int | None) -> Iterator[str]:
+    """Texts until `max_chars` characters have passed, the last one cut."""
+    left = max_chars
+    for text in texts:
+        if left is not None:
+            text = text[:left]
+            left -= len(text)
+        yield text
+        if left == 0:
+            return
+
+
+def _checked(text: str) -> str:
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"text holds the lone surrogate {text[error.start]!a} at character {error.start}, which "
+                             "is no character: read the file with errors='replace', or drop it") from None
+    return text
+
+
+def _pieces(text: str) -> list[str]:
+    """`text` with its runs of whitespace cut where they are longer than MAX_RUN.
+
+    A run that long covers a whole block of half that length, so looking at the blocks is enough for almost any text.
+    """
+    block = MAX_RUN // 2
+    if not any(_BLANK.fullmatch(text, at, at + block) for at in range(0, len(text) - block + 1, block)):
+        return [text]
+    cuts = [at for run in _BLANK.finditer(text) for at in range(run.start() + MAX_RUN, run.end(), MAX_RUN)]
+    return [text[start:end] for start, end in itertools.pairwise([0, *cuts, len(text)])]
+
+
+def _parents(word: bytes, ranks: dict[bytes, int]) -> tuple[int, int]:
+    """The two ids that BPE has left of `word` when only earlier merges may be used."""
+    parts = [bytes([value]) for value in word]
+    while len(parts) > 2:
+        joined = [ranks.get(left + right, len(ranks)) for left, right in itertools.pairwise(parts)]
+        best = min(range(len(joined)), key=joined.__getitem__)
+        if joined[best] >= ranks[word]:
+            raise ValueError(f"word {word!r} can't be reached by merges of earlier words")
+        parts[best:best + 2] = [parts[best] + parts[best + 1]]
+    return ranks[parts[0]], ranks[parts[1]]
+
+
+def _spell(word: bytes) -> str:
+    """`word` with every byte as one printable character, as GPT-2 and `tokenizers` spell bytes in JSON.
+
+    >>> _spell(" é".encode())
+    'ĠÃ©'
+    """
+    return "".join(_SPELLING[value] for value in word)
+
+
+def _spelling() -> list[str]:
+    """Printable characters of Latin-1 stand for themselves, the other bytes for U+0100 and what follows.
+
+    Source: GPT-2, `encoder.py`, `bytes_to_unicode`.
+    """
+    plain = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    moved = itertools.count(256)
+    return [chr(value if value in plain else next(moved)) for value in range(256)]
+
+
+_SPELLING = _spelling()

@@ -1,0 +1,282 @@
+"""The training loop: `train(config) -> Summary`, in this process or as one rank under torchrun.
+
+One global batch: every step has `total_batch_size` tokens, and how they are split into processes, micro-batches and
+accumulation steps changes nothing but speed.  Each rank sums its losses over the number of targets of the whole batch,
+so that one sum over all ranks, of one flat tensor that always lies the same way, is the gradient of the whole batch.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinylib import checkpoint, hardware, sizing
+from tinylib.config import ConfigError, TrainConfig
+from tinylib.evaluate import score
+from tinylib.model import GPT
+from tinylib.optim import Optimizer
+from tinylib.rundir import RunDirectory, plain
+from tinylib.shards import Shards
+from tinylib.world import World, join, stop_signals
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run came to; `state` is "finished", or "stopped" where a signal asked for it."""
+
+    state: str
+    step: int
+    """Steps done."""
+    train_loss: float
+    """Mean training loss of the last tenth of the steps, in nats per token."""
+    val_bpb: float | None
+    """Bits per byte of the validation documents after the last step; None for a run that was stopped."""
+    tokens: int
+    """Training tokens seen."""
+    tokens_per_s: float
+    """Median over the steps of this process' part of the run."""
+    seconds: float
+    """Time in this process' steps, without start-up and evaluation."""
+    parameters: int
+    peak_memory_bytes: int
+    """Largest resident memory of rank 0, or of its GPU."""
+
+
+def train(config: TrainConfig, resume: bool = False) -> Summary:
+    """Train as `config` says, writing its run directory; under torchrun, as one of several ranks.
+
+    `resume` goes on from the newest checkpoint (from the start if there is none).  SIGINT and SIGTERM end the run after
+    the step at hand, with a checkpoint.  Raises ConfigError or ValueError for what can't be trained, before any step.
+    """
+    resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    directory = RunDirectory(config.run)
+    if directory.metrics_file.exists() and not resume:
+        raise ValueError(f"run={config.run!r} already holds a run: resume it, or choose another name")
+    with join(config.device) as world:
+        directory.create({"train": plain(config), "world_size": world.size} if world.rank == 0 else None)
+        directory.write_pid(f"rank{world.rank}")
+        try:
+            return _Loop(config, world, directory, resume).run()
+        except BaseException as error:
+            directory.write_error(world.rank, traceback.format_exc())
+            if world.rank == 0:
+                directory.write_status("failed", error=f"{type(error).__name__}: {error}")
+            raise
+
+
+class _Loop:
+    """One rank of one run."""
+
+    def __init__(self, config: TrainConfig, world: World, directory: RunDirectory, resume: bool) -> None:
+        self.config, self.world, self.directory = config, world, directory
+        self.say("starting", step=0)
+        shape = config.model
+        self.rows = config.total_batch_size // shape.seq_len
+        self.accumulation = sizing.plan_batch(config.total_batch_size, config.device_batch_size, shape.seq_len,
+                                              world.size)
+        self.shards, self.validation = _open_shards(config)
+        self.dtype = _dtype(config)
+        self.model = GPT(shape, config.seed).to(world.device)
+        self.optimizer = Optimizer(self.model, config)
+        self.gradient = _flat_gradient(self.model)
+        self.step = self._resume() if resume else 0
+        self.losses: list[float] = []
+        self.step_s: list[float] = []
+        self.header = self._header()
+        if world.rank == 0:
+            directory.append_metrics(self.header)
+
+    def run(self) -> Summary:
+        """Take the remaining steps; save, then evaluate, where the configuration says so."""
+        self.say("running", step=self.step)
+        with stop_signals() as stop_asked:
+            while self.step < self.config.steps:
+                stopping = self._step(stop_asked())
+                last = self.step == self.config.steps
+                if stopping or last or _due(self.step, self.config.save_every):
+                    self._save()
+                if stopping and not last:
+                    return self._end("stopped", None)
+                if not last and _due(self.step, self.config.eval_every):
+                    self._evaluate()
+        return self._end("finished", self._evaluate())
+
+    def _step(self, stop_asked: bool) -> bool:
+        """One optimizer step; returns whether any rank was asked to stop."""
+        began = time.perf_counter()
+        loss, data_s = self._accumulate()
+        tally = torch.tensor([loss, float(stop_asked)], dtype=torch.float64)
+        self.gradient.copy_(self.world.total(self.gradient))
+        loss, stops = self.world.total(tally).tolist()
+        norm = float(self.gradient.norm())
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise FloatingPointError(f"loss={loss}, gradient norm={norm} at step {self.step + 1} (batch {self.step} of "
+                                     f"seed {self.config.seed}): lower the learning rates; whole checkpoints: "
+                                     f"{self.directory.saved_steps() or 'none'}")
+        if self.config.grad_clip is not None and norm > self.config.grad_clip:
+            self.gradient.mul_(self.config.grad_clip / norm)
+        multiplier = self.optimizer.step(self.step)
+        self.gradient.zero_()
+        self.step += 1
+        self._record(loss, norm, multiplier, time.perf_counter() - began, data_s)
+        return stops > 0
+
+    def _accumulate(self) -> tuple[float, float]:
+        """Add up this rank's share of the batch's loss and gradient; returns the loss and the seconds spent on data."""
+        config, data_s, loss_sum = self.config, 0.0, torch.zeros((), device=self.world.device)
+        whole = {"batch_size": self.rows, "seq_len": config.model.seq_len, "seed": config.seed}
+        targets = self.shards.targets(self.step, **whole)
+        for micro in range(self.accumulation):
+            began = time.perf_counter()
+            first = (micro * self.world.size + self.world.rank) * config.device_batch_size
+            x_BT, y_BT = self.shards.batch(self.step, **whole, rows=range(first, first + config.device_batch_size))
+            x_BT, y_BT = x_BT.to(self.world.device), y_BT.to(self.world.device)
+            data_s += time.perf_counter() - began
+            with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
+                loss = self.model(x_BT, y_BT, reduction="sum") / targets
+            loss.backward()
+            loss_sum += loss.detach()
+        return float(loss_sum), data_s
+
+    def _record(self, loss: float, norm: float, multiplier: float, dt_s: float, data_s: float) -> None:
+        self.losses.append(loss)
+        self.step_s.append(dt_s)
+        rate = self.config.total_batch_size / dt_s
+        peak = self.header["peak_flops"]
+        mfu = None if peak is None else rate * sizing.flops_per_token(self.config.model) / (peak * self.world.size)
+        if self.world.rank == 0:
+            self.directory.append_metrics({
+                "kind": "step", "step": self.step, "loss": loss, "lr": multiplier, "grad_norm": norm, "dt_s": dt_s,
+                "data_s": data_s, "tokens": self.step * self.config.total_batch_size, "tokens_per_s": rate, "mfu": mfu,
+                "time_s": time.time()})
+            self.say("running", step=self.step)
+
+    def _evaluate(self) -> float:
+        result = score(self.model, self.validation, max_tokens=self.config.eval_tokens,
+                       batch_size=self.config.device_batch_size, rank=self.world.rank, world_size=self.world.size,
+                       total=self.world.total)
+        if self.world.rank == 0:
+            self.directory.append_metrics({"kind": "eval", "step": self.step, "val_bpb": result.bits_per_byte,
+                                           "val_loss": result.loss, "time_s": time.time()})
+        return result.bits_per_byte
+
+    def _save(self) -> None:
+        if self.world.rank == 0:
+            loop = {"step": self.step, "train": plain(self.config), "data": self.shards.fingerprint}
+            checkpoint.save(self.directory.checkpoint_path(self.step), self.model, self.optimizer, loop,
+                            Path(self.config.data) / "tokenizer")
+            self.directory.keep_newest(self.config.keep)
+
+    def _resume(self) -> int:
+        """Load the newest checkpoint on every rank, after making sure that it is of this very run."""
+        if not self.directory.saved_steps():
+            step = 0
+        else:
+            folder = self.directory.checkpoint()
+            _same_run(checkpoint.read_loop(folder), self.config, self.shards.fingerprint)
+            step = int(checkpoint.load_training(folder, self.model, self.optimizer)["step"])
+        if self.world.rank == 0:
+            self.directory.truncate_metrics(step)
+        return step
+
+    def _end(self, state: Any, val_bpb: float | None) -> Summary:
+        tail = self.losses[-max(1, len(self.losses) // 10):]
+        seconds = sum(self.step_s)
+        middle = sorted(self.step_s)[len(self.step_s) // 2] if self.step_s else math.nan
+        summary = Summary(state, self.step, sum(tail) / len(tail) if tail else math.nan, val_bpb,
+                          self.step * self.config.total_batch_size, self.config.total_batch_size / middle, seconds,
+                          sum(weight.numel() for weight in self.model.parameters()), _peak_memory(self.world.device))
+        if self.world.rank == 0:
+            self.directory.append_metrics({"kind": "summary", **asdict(summary)})
+            self.say(state, step=self.step, val_bpb=val_bpb)
+        return summary
+
+    def say(self, state: Any, **facts: Any) -> None:
+        """Rank 0 tells the run directory how things stand."""
+        if self.world.rank == 0:
+            self.directory.write_status(state, steps=self.config.steps, world_size=self.world.size, **facts)
+
+    def _header(self) -> dict[str, Any]:
+        found = hardware.device(self.world.device.type)
+        compiled, reason = self._compile()
+        return {"kind": "header", "step": self.step, "time_s": time.time(), "world_size": self.world.size,
+                "accumulation": self.accumulation, "device": found.name, "peak_flops": found.peak_flops,
+                "dtype": self.dtype, "compiled": compiled, "compile_reason": reason}
+
+    def _compile(self) -> tuple[bool, str]:
+        """Compile the model if asked to, on a batch whose gradient is thrown away; "auto" goes on without."""
+        if self.config.compile == "off":
+            return False, "compile=off"
+        if self.config.compile == "auto" and self.world.device.type == "mps":
+            return False, "torch.compile is not reliable on MPS"
+        if self.config.compile == "auto" and self.world.device.type == "cpu" and not hardware.can_compile()[0]:
+            return False, hardware.can_compile()[1]
+        try:
+            self.model.compile_for_training()
+            self._accumulate()
+            reason = "compiled"
+        except Exception as error:
+            if self.config.compile == "on":
+                raise
+            self.model.compile_for_training(False)
+            reason = f"torch.compile failed, so training runs eagerly: {type(error).__name__}: {str(error)[:200]}"
+        self.gradient.zero_()
+        return reason == "compiled", reason
+
+
+def _flat_gradient(model: GPT) -> Tensor:
+    """One tensor that holds every gradient, in the order of the model; each weight's `.grad` is a view into it."""
+    weights = list(model.parameters())
+    flat = torch.zeros(sum(weight.numel() for weight in weights), device=weights[0].device)
+    for weight, part in zip(weights, flat.split([weight.numel() for weight in weights]), strict=True):
+        weight.grad = part.view_as(weight)
+    return flat
+
+
+def _open_shards(config: TrainConfig) -> tuple[Shards, Shards]:
+    training, validation = Shards(config.data, "train"), Shards(config.data, "val")
+    if training.vocab_size > config.model.vocab_size:
+        raise ConfigError("TrainConfig", [
+            f"model.vocab_size={config.model.vocab_size} is smaller than the {training.vocab_size} ids of the tokenizer"
+            f" in data={config.data!r}: use vocab_size={training.vocab_size}, or make shards with another tokenizer"])
+    return training, validation
+
+
+def _dtype(config: TrainConfig) -> str:
+    return hardware.dtype(hardware.device(config.device))[0] if config.dtype == "auto" else config.dtype
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+_FREE = ("data", "run", "device", "device_batch_size", "dtype", "compile", "eval_every", "eval_tokens", "save_every",
+         "keep")
+"""Fields that may change on resume: they alter neither the batches nor the updates."""
+
+
+def _same_run(loop: dict[str, Any], config: TrainConfig, data: str) -> None:
+    """Refuse to resume another run: the recipe and the data must be those of the checkpoint."""
+    old, new = {**loop["train"], "shards": loop["data"]}, {**plain(config), "shards": data}
+    wrong = [f"{name} was {old.get(name)!r} and is {new[name]!r}" for name in new
+             if name not in _FREE and old.get(name) != new[name]]
+    if wrong:
+        raise ConfigError("TrainConfig", [f"{problem}: resume with the value the run began with, or start a new run"
+                                          for problem in wrong])
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    import resource  # not on Windows, so not on top
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

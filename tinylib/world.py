@@ -1,0 +1,83 @@
+"""The processes that train together: join them, add up over them, stop them together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tinylib import hardware
+
+
+@dataclass(frozen=True)
+class World:
+    """All processes of a run, as one of them, `rank` of `size`, sees it."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum of `tensor` over all ranks; each gives and gets a tensor of the same shape."""
+        if self.size == 1:
+            return tensor
+        placed = tensor.to(self.device)
+        dist.all_reduce(placed)
+        return placed.to(tensor.device)
+
+
+@contextlib.contextmanager
+def join(kind: str = "auto") -> Iterator[World]:
+    """Join the processes that torchrun started, on devices of `kind`, or stand alone; leave them at the end.
+
+    torchrun gives every process one CPU thread; here the cores are shared out among the processes of a machine.
+
+    >>> with join("cpu") as world:
+    ...     world.size
+    1
+    """
+    found = hardware.device(kind)
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local) if found.kind == "cuda" else torch.device(found.kind)
+    if "RANK" not in os.environ:
+        yield World(0, 1, device)
+        return
+    if local >= found.count and found.kind == "cuda":
+        raise ValueError(f"nproc_per_node={os.environ['LOCAL_WORLD_SIZE']} is more than the {found.count} GPUs of this "
+                         f"machine: use {found.count}")
+    if found.kind == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        torch.set_num_threads(max(1, hardware.cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
+    dist.init_process_group("nccl" if found.kind == "cuda" else "gloo")
+    try:
+        yield World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device)
+    finally:
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """While inside, a first SIGINT or SIGTERM only makes the yielded function return True; a second one interrupts."""
+    asked: list[int] = []
+    before: dict[int, Any] = {}
+
+    def ask(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    with contextlib.suppress(ValueError):    # outside the main thread signals stay as they are
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
