@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from itertools import pairwise
 from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinylib import sizing
+from tinylib.config import GPTConfig
 
 SOLUTIONS: dict[str, Any] = {}
 """Exercise name -> its solution; each notebook's section adds its own."""
@@ -10,11 +19,106 @@ SOLUTIONS: dict[str, Any] = {}
 
 # Notebook 01: architecture math
 
+
+def balanced_vocabulary(depth: int, dim: int) -> int:
+    """V·D = 12·L·D², so V = 12·L·D."""
+    return 12 * depth * dim
+
+
+def tied_depth(config: GPTConfig) -> int:
+    """Tying frees V·D parameters, and a layer costs 12·D²."""
+    return config.depth + config.vocab_size // (12 * config.dim)
+
+
+def design() -> GPTConfig:
+    """The best balanced of the deep shapes that the search finds."""
+    best = sizing.search(total=20e6, vocab_sizes=range(1024, 65_537, 1024), min_depth=8, tolerance=0.01).iloc[0]
+    return GPTConfig(int(best.depth), int(best.dim), int(best.vocab_size))
+
+
+SOLUTIONS["01.1"] = balanced_vocabulary
+SOLUTIONS["01.2"] = tied_depth
+SOLUTIONS["01.3"] = design
+
 # Notebook 02: tokenizer
+
+
+def most_common_pair(ids: list[int]) -> tuple[int, int]:
+    """Count every two neighbours, take the pair that stands most often."""
+    return Counter(pairwise(ids)).most_common(1)[0][0]
+
+
+def merged(ids: list[int], pair: tuple[int, int], new: int) -> list[int]:
+    """Left to right, so of three equal ids the first two become one."""
+    out: list[int] = []
+    place = 0
+    while place < len(ids):
+        found = tuple(ids[place:place + 2]) == pair
+        out.append(new if found else ids[place])
+        place += 2 if found else 1
+    return out
+
+
+def encode_word(word: bytes, merges: list[tuple[int, int]]) -> list[int]:
+    """Every merge in the order in which it was learned; the first one makes id 256."""
+    ids = list(word)
+    for new, pair in enumerate(merges, start=256):
+        ids = merged(ids, pair, new)
+    return ids
+
+
+SOLUTIONS["02.1"] = most_common_pair
+SOLUTIONS["02.2"] = merged
+SOLUTIONS["02.3"] = encode_word
 
 # Notebook 03: model
 
+
+def attention_by_hand(q_BNTH: Tensor, k_BNTH: Tensor, v_BNTH: Tensor) -> Tensor:
+    """Scores, a mask over the future, softmax, and the mean of the values that it weighs."""
+    scores_BNTT = q_BNTH @ k_BNTH.mT / q_BNTH.shape[-1] ** 0.5
+    future_TT = torch.ones(scores_BNTT.shape[-2:], dtype=torch.bool).triu(1)
+    return scores_BNTT.masked_fill(future_TT, -torch.inf).softmax(-1) @ v_BNTH
+
+
+def least_loss(vocab_size: int, softcap: float) -> float:
+    """-log of e^c / (e^c + (V - 1)·e^-c), as log1p so that nothing is lost where it is small."""
+    return math.log1p((vocab_size - 1) * math.exp(-2 * softcap))
+
+
+def nearest_orthogonal(gradient_MN: Tensor) -> Tensor:
+    """Keep the directions of the gradient and forget how strong each is: U·S·Vᵀ becomes U·Vᵀ."""
+    u, _, vt = torch.linalg.svd(gradient_MN, full_matrices=False)
+    return u @ vt
+
+
+SOLUTIONS["03.1"] = attention_by_hand
+SOLUTIONS["03.2"] = least_loss
+SOLUTIONS["03.3"] = nearest_orthogonal
+
 # Notebook 04: distributed training
+
+
+def global_mean(means: list[float], counts: list[int]) -> float:
+    """Losses add up, means don't: weight each by its targets."""
+    return sum(mean * count for mean, count in zip(means, counts, strict=True)) / sum(counts)
+
+
+def accumulation(total: int, device_batch: int, seq_len: int, world_size: int) -> int | None:
+    """How often a round of all processes fits into the batch, if it fits exactly."""
+    rounds, rest = divmod(total, device_batch * seq_len * world_size)
+    return rounds if rounds and not rest else None
+
+
+def rows_of(rank: int, world_size: int, step: int, device_batch: int) -> range:
+    """Rank after rank in each accumulation step, as `tinylib.train` has it."""
+    first = (step * world_size + rank) * device_batch
+    return range(first, first + device_batch)
+
+
+SOLUTIONS["04.1"] = global_mean
+SOLUTIONS["04.2"] = accumulation
+SOLUTIONS["04.3"] = rows_of
 
 # Notebook 05: evaluation
 

@@ -16,6 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tinylib.config import GPTConfig, TrainConfig
+
 ROOT = Path(__file__).resolve().parent.parent
 OFFLINE = ROOT / "tests" / "offline"
 HOME = Path(tempfile.mkdtemp(prefix="tinylib-test-"))
@@ -98,3 +100,25 @@ def survivors() -> Iterator[psutil.Process]:
                 yield process
         except psutil.Error:
             continue
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of some thousand tokens, with a vocabulary of 320."""
+    from tinylib.shards import build
+    from tinylib.tokenizer import Tokenizer
+
+    texts = [f"Return the {name} of number {index} as a list of {index % 7} strings, else raise ValueError. " * 3
+             for index in range(120) for name in ("sum", "name", "type", "größe")]
+    tokenizer = Tokenizer.train(texts, 320)
+    folder = tmp_path_factory.mktemp("data") / "shards"
+    build({"train": texts[:-20], "val": texts[-20:]}, tokenizer, folder)
+    return folder
+
+
+@pytest.fixture
+def tiny(tiny_shards: Path, tmp_path: Path) -> TrainConfig:
+    """A run of six steps that takes a fraction of a second."""
+    model = GPTConfig(depth=2, dim=32, vocab_size=320, head_dim=16, seq_len=32)
+    return TrainConfig(model=model, data=str(tiny_shards), run=str(tmp_path / "run"), steps=6, total_batch_size=256,
+                       device_batch_size=2, eval_every=2, save_every=2, keep=10, compile="off", device="cpu")

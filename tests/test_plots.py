@@ -22,7 +22,8 @@ def words(figure: plots.Figure) -> set[str]:
 
 def test_importing_and_drawing_leave_matplotlib_as_it_was():
     # `dict.items`, for reading the parameter "backend" itself would choose one.
-    code = ("import matplotlib\nbefore = list(dict.items(matplotlib.rcParams))\nimport sys\nsys.modules['torch'] = None\n"
+    code = ("import matplotlib\nbefore = list(dict.items(matplotlib.rcParams))\nimport sys\n"
+            "sys.modules['torch'] = None\n"
             "from tinylib import plots\nfrom tinylib.config import PRESETS\n"
             "plots.parameter_split(PRESETS)._repr_png_()\nassert list(dict.items(matplotlib.rcParams)) == before\n"
             "assert 'matplotlib.pyplot' not in sys.modules\n")
@@ -38,8 +39,8 @@ def test_style_ends_with_its_block():
 
 
 @pytest.mark.parametrize("figure", [
-    plots.parameter_split(NINE), plots.depth_width_plane(), plots.vocabulary_share(shapes=NINE)],
-    ids=["split", "plane", "share"])
+    plots.parameter_split(NINE), plots.compute_split(NINE), plots.depth_width_plane(),
+    plots.vocabulary_share(shapes=NINE)], ids=["split", "compute", "plane", "share"])
 def test_a_figure_names_its_axes_and_becomes_a_small_picture(figure: plots.Figure):
     for axes in figure.axes:
         assert axes.get_xlabel() and (axes.get_ylabel() or axes.get_yticklabels())
@@ -70,6 +71,15 @@ def test_split_draws_the_computed_parts():
     assert ends == pytest.approx([sizing.parameters(config).total / 1e6 for config in shapes.values()])
     assert {"86 %", "1.88B", "25.2M"} <= words(figure)
     assert {"50 %", "25.2M"} == words(plots.parameter_split({"tied": GPTConfig(tied=True)})) - {""}
+
+
+@pytest.mark.parametrize("context", [None, 256])
+def test_compute_split_adds_up_to_the_flops_of_a_token(context: int | None):
+    axes = plots.compute_split(NINE, context).axes[0]
+    widths = np.array([[bar.get_width() for bar in bars] for bars in axes.containers])
+    flops = [sizing.flops_per_token(config, context) for config in NINE.values()]
+    assert widths.sum(axis=0) * 1e6 == pytest.approx(flops)
+    assert widths[1] * 1e6 == pytest.approx([6 * sizing.parameters(config).wte for config in NINE.values()])
 
 
 def test_every_point_of_a_line_of_the_plane_has_the_size_it_promises():

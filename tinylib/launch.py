@@ -7,6 +7,7 @@ Sessions and signals are POSIX's; on Windows train in the calling process, with 
 
 from __future__ import annotations
 
+import contextlib
 import html
 import os
 import shutil
@@ -109,16 +110,19 @@ class Run:
 
         Returns when no process of the run is left.
         """
-        alive = self.directory.alive()
-        ranks = [process for role, process in alive.items() if role != "agent"]
-        family = _family(alive.values())
+        ranks = [process for role, process in self.directory.alive().items() if role != "agent"]
+        family = _family(self.directory)
         for process in ranks:
-            _signal(process.pid, signal.SIGTERM)
+            _signal(process, signal.SIGTERM)
         if ranks:
             # torchrun ends by itself once all its ranks have.
             _wait_until(lambda: not self.directory.alive(), timeout_s + self._step_s())
+        if "agent" in self.directory.alive():
+            # Halted, it starts no further rank while its family is counted.
+            _signal(self.directory.processes()["agent"], signal.SIGSTOP)
+        family += _family(self.directory)
         for process in family:
-            _signal(process.pid, signal.SIGKILL) if process.alive() else None
+            _signal(process, signal.SIGKILL)
         _wait_until(lambda: not any(process.alive() for process in family), 10.0)
         if self.directory.status()["state"] == "lost":
             self.directory.write_status("stopped", detail="ended by force: the newest checkpoint is older than the end")
@@ -313,25 +317,23 @@ def _environment(processes: int) -> dict[str, str]:
                    "TINYLIB_RANK_LOGS": "1"}
 
 
-def _family(processes: Any) -> list[Process]:
-    """`processes` and all their descendants, the youngest generation first."""
+def _family(directory: RunDirectory) -> list[Process]:
+    """The processes of a run that are alive, and all their descendants."""
     import psutil
 
-    found: dict[int, Process] = {}
-    for process in processes:
-        try:
+    found: list[Process] = []
+    for process in directory.alive().values():
+        with contextlib.suppress(psutil.NoSuchProcess):
             tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-            found |= {member.pid: Process(member.pid, member.create_time()) for member in tree}
-        except psutil.NoSuchProcess:
-            continue
-    return list(reversed(found.values()))
+            found += [Process(member.pid, member.create_time()) for member in tree]
+    return found
 
 
-def _signal(pid: int, number: signal.Signals) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return
+def _signal(process: Process, number: signal.Signals) -> None:
+    """Send a signal to this very process, if it is still there."""
+    if process.alive():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, number)
 
 
 def _wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:

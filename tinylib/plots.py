@@ -10,7 +10,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -18,7 +18,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as _Figure
 
 from tinylib.config import PRESETS, GPTConfig
-from tinylib.sizing import parameters
+from tinylib.sizing import flops_per_token, parameters
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PALETTE: dict[str, str] = {
     "blue": "#0072B2", "orange": "#E69F00", "green": "#009E73", "red": "#D55E00",
@@ -88,6 +91,8 @@ def human(value: float) -> str:
 
 _CURVES = [PALETTE[name] for name in ("orange", "blue", "green", "purple", "sky", "yellow", "grey")]
 """Red is left for the points on the curves."""
+_DARK = ("blocks", "lm_head")
+"""Parts whose colour wants white letters."""
 
 
 @style()
@@ -97,24 +102,23 @@ def parameter_split(configs: Mapping[str, GPTConfig]) -> Figure:
     >>> parameter_split({"goldilocks": PRESETS["goldilocks"]}).axes[0].get_xlabel()
     'parameters, millions'
     """
-    figure, axes = canvas(height_in=0.9 + 0.34 * len(configs))
     counts = [parameters(config) for config in configs.values()]
-    longest = max(count.total for count in counts)
-    left = np.zeros(len(configs))
-    for part, colour in PARTS.items():
-        sizes = np.array([getattr(count, part) for count in counts]) / 1e6
-        bars = axes.barh(list(configs), sizes, left=left, color=colour, label=part, height=0.72)
-        shares = [f"{count.split[part]:.0f} %" if 1e6 * size > 0.06 * longest else ""
-                  for count, size in zip(counts, sizes, strict=True)]
-        axes.bar_label(bars, shares, label_type="center", fontsize=8, color="black" if part == "wte" else "white")
-        left += sizes
-    axes.bar_label(bars, [human(count.total) for count in counts], padding=4, fontsize=8)
-    axes.margins(x=0.1)
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
-    axes.set_xlabel("parameters, millions")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=3)
-    return figure
+    return _stacked_bars(list(configs), {part: [getattr(count, part) for count in counts] for part in PARTS},
+                         "parameters, millions")
+
+
+@style()
+def compute_split(configs: Mapping[str, GPTConfig], context: int | None = None) -> Figure:
+    """Stacked bars of training FLOPs per token by part, in millions; attention is what grows with `context`.
+
+    The matrices of blocks and head cost 6 FLOPs a parameter, looking up an embedding none.
+    """
+    total = [flops_per_token(config, context) for config in configs.values()]
+    blocks = [6 * parameters(config).blocks for config in configs.values()]
+    head = [6 * config.vocab_size * config.dim for config in configs.values()]
+    attention = [whole - part - table for whole, part, table in zip(total, blocks, head, strict=True)]
+    return _stacked_bars(list(configs), {"blocks": blocks, "lm_head": head, "attention scores": attention},
+                         "training FLOPs per token, millions")
 
 
 @style()
@@ -167,6 +171,27 @@ def vocabulary_share(vocab_sizes: Sequence[int] = (8_192, 24_576, 65_536, 131_07
     return figure
 
 
+def _stacked_bars(names: Sequence[str], parts: Mapping[str, Sequence[int]], xlabel: str) -> Figure:
+    """One bar a name, one segment a part with its share of the bar; values are drawn in millions."""
+    figure, axes = canvas(height_in=0.9 + 0.34 * len(names))
+    sizes = {part: np.array(values) / 1e6 for part, values in parts.items()}
+    total = np.sum(list(sizes.values()), axis=0)
+    left = np.zeros(len(names))
+    for part, size in sizes.items():
+        bars = axes.barh(names, size, left=left, color=PARTS.get(part, PALETTE["purple"]), label=part, height=0.72)
+        shares = [f"{100 * one / whole:.0f} %" if one > 0.06 * total.max() else ""
+                  for one, whole in zip(size, total, strict=True)]
+        axes.bar_label(bars, shares, label_type="center", fontsize=8, color="white" if part in _DARK else "black")
+        left += size
+    axes.bar_label(bars, [human(1e6 * whole) for whole in total], padding=4, fontsize=8)
+    axes.margins(x=0.1)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(xlabel)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=len(parts))
+    return figure
+
+
 def _powers_of_two(axes: Axes, widths: Sequence[int], depths: Sequence[int] = ()) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(widths, [str(width) for width in widths])
@@ -174,3 +199,224 @@ def _powers_of_two(axes: Axes, widths: Sequence[int], depths: Sequence[int] = ()
         axes.set_yscale("log", base=2)
         axes.set_yticks(depths, [str(depth) for depth in depths])
     axes.minorticks_off()
+
+
+# Tokenizer
+
+
+@style()
+def compression_curve(table: pd.DataFrame, blocks: int, chosen: int) -> Figure:
+    """Characters per token, and the size of one vocabulary table, against the vocabulary.
+
+    `table` has the columns vocab_size, characters_per_token and table_parameters; `blocks` is the size of the
+    transformer blocks, `chosen` the vocabulary of the course.
+    """
+    figure, (left, right) = canvas(columns=2)
+    left.plot(table.vocab_size, table.characters_per_token, "o-", color=PALETTE["blue"])
+    left.set(ylim=(0, None), xlabel="vocabulary V, ids", ylabel="characters per token, held out")
+    left.set_title("What a larger vocabulary gives")
+    right.plot(table.vocab_size, table.table_parameters / 1e6, "o-", color=PARTS["wte"], label="one table, V·D")
+    right.axhline(blocks / 1e6, color=PARTS["blocks"], linestyle="--", label="all blocks, 12·L·D²")
+    right.set(ylim=(0, None), xlabel="vocabulary V, ids", ylabel="parameters, millions")
+    right.set_title("What it costs")
+    right.legend(loc="upper left")
+    for axes in (left, right):
+        _vocabularies(axes, table.vocab_size, chosen)
+    return figure
+
+
+@style()
+def cost_of_text(costs: pd.DataFrame, chosen: int) -> Figure:
+    """Training FLOPs per character against the vocabulary, relative to the cheapest; a line a column of `costs`.
+
+    `costs` is indexed by vocabulary, one column for each model; a ring marks the cheapest vocabulary.
+    """
+    figure, axes = canvas()
+    for (name, cost), colour in zip(costs.items(), _CURVES, strict=False):
+        relative = cost / cost.min()
+        axes.plot(relative.index, relative, "o-", color=colour, label=name, markersize=4)
+        axes.plot(cost.idxmin(), 1, "o", color=colour, markersize=11, markerfacecolor="none")
+    axes.set(xlabel="vocabulary V, ids", ylabel="FLOPs per character, cheapest = 1")
+    axes.set_title("The price of the same text")
+    axes.legend(loc="upper left")
+    _vocabularies(axes, costs.index, chosen)
+    return figure
+
+
+@style()
+def token_lengths(in_vocabulary: Sequence[int], in_text: Sequence[int], longest: int = 16) -> Figure:
+    """Bars of token lengths in bytes: the share of the vocabulary, and of the tokens of a text, that are so long."""
+    figure, axes = canvas()
+    bins = np.arange(1, longest + 1)
+    for offset, label, lengths, colour in ((-0.2, "of the vocabulary", in_vocabulary, PALETTE["orange"]),
+                                           (0.2, "of the tokens of a text", in_text, PALETTE["blue"])):
+        counts = np.bincount(np.minimum(lengths, longest), minlength=longest + 1)[1:]
+        axes.bar(bins + offset, 100 * counts / counts.sum(), width=0.4, color=colour, label=label)
+    axes.set_xticks(bins, [*map(str, bins[:-1]), f"≥{longest}"])
+    axes.grid(axis="x", visible=False)
+    axes.set(xlabel="length of a token, bytes", ylabel="share, %")
+    axes.set_title("Long tokens fill the table, short tokens fill the text")
+    axes.legend(loc="upper right")
+    return figure
+
+
+def _vocabularies(axes: Axes, vocab_sizes: Sequence[int], chosen: int) -> None:
+    """A logarithmic axis of vocabularies, the chosen one marked."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(list(vocab_sizes), [f"{size:,}" for size in vocab_sizes], fontsize=8)
+    axes.minorticks_off()
+    axes.axvline(chosen, color=PALETTE["red"], linewidth=1, linestyle=":", zorder=1)
+    axes.annotate("ours", (chosen, 1), xycoords=("data", "axes fraction"), xytext=(3, -2), textcoords="offset points",
+                  va="top", fontsize=8, color=PALETTE["red"])
+
+
+# Distributed training
+
+@style()
+def rank_rows(total_rows: int, device_batch_size: int, world_sizes: Sequence[int]) -> Figure:
+    """Which rank takes which rows of one global batch, in which accumulation step; a bar for each world size."""
+    figure, axes = canvas(height_in=0.9 + 0.55 * len(world_sizes))
+    colours = [PALETTE[name] for name in ("blue", "orange", "green", "purple", "sky", "red", "yellow", "grey")]
+    for place, world_size in enumerate(world_sizes):
+        for part in range(total_rows // device_batch_size):
+            accumulation, rank = divmod(part, world_size)
+            axes.barh(place, device_batch_size, left=part * device_batch_size, height=0.72, edgecolor="white",
+                      linewidth=1.5, color=colours[rank % len(colours)])
+            if total_rows // device_batch_size <= 16:
+                axes.text((part + 0.5) * device_batch_size, place, f"rank {rank}\nstep {accumulation + 1}",
+                          ha="center", va="center", fontsize=8, color="black" if rank % 8 in (1, 4, 6) else "white")
+    axes.set_yticks(range(len(world_sizes)), [f"{size} process{'es' * (size > 1)}" for size in world_sizes])
+    axes.set(xlabel="row of the global batch", xlim=(0, total_rows))
+    axes.set_title("One batch, however it is shared out")
+    axes.invert_yaxis()
+    axes.grid(visible=False)
+    return figure
+
+
+@style()
+def training_curves(runs: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], note: str = "") -> Figure:
+    """Training loss (each step, and a mean over about a twentieth of them) and bits per byte, by name of the run.
+
+    A run is its metrics and its evaluations, each indexed by step, as `Run.metrics` gives them.
+    """
+    figure, (left, right) = canvas(columns=2)
+    for (name, (steps, evaluations)), colour in zip(runs.items(), _CURVES[1:] + _CURVES[:1], strict=False):
+        smooth = steps["loss"].rolling(max(1, len(steps) // 20), min_periods=1).mean()
+        left.plot(steps.index, steps["loss"], color=colour, linewidth=0.8, alpha=0.35)
+        left.plot(steps.index, smooth, color=colour, label=name)
+        right.plot(evaluations.index, evaluations["val_bpb"], "o-", color=colour, label=name, markersize=4)
+        for at, value in evaluations["val_bpb"].items():
+            right.annotate(f"{value:.2f}", (at, value), xytext=(0, 6), textcoords="offset points", ha="center",
+                           fontsize=8, color=colour)
+    left.set(xlabel="optimizer steps", ylabel="training loss, nats per token")
+    right.set(xlabel="optimizer steps", ylabel="validation, bits per byte", xlim=(0, None))
+    right.margins(y=0.15)
+    left.set_title("What is minimised")
+    right.set_title("What we judge by")
+    left.legend(loc="upper right")
+    if note:
+        footnote(figure, note)
+    return figure
+
+
+# Model
+
+
+@style()
+def distance_only(scores_TT: np.ndarray) -> Figure:
+    """Scores of one query vector against one key vector at every pair of positions: as a map, and against distance.
+
+    Right, every pair is a dot: where all dots of a distance fall on one another, the scores know nothing but distance.
+    """
+    figure, (left, right) = canvas(columns=2, height_in=3.2)
+    scores_TT = np.asarray(scores_TT)
+    image = left.imshow(scores_TT, cmap="RdBu_r", vmin=-abs(scores_TT).max(), vmax=abs(scores_TT).max())
+    figure.colorbar(image, ax=left, shrink=0.8, label="query · key")
+    left.grid(visible=False)
+    left.set(xlabel="position of the key", ylabel="position of the query")
+    left.set_title("Every pair of positions")
+    query, key = np.indices(scores_TT.shape)
+    right.plot((query - key).ravel(), scores_TT.ravel(), ".", markersize=3, color=PALETTE["blue"])
+    right.set(xlabel="query's position - key's position, tokens", ylabel="query · key")
+    right.set_title("The same scores by distance")
+    return figure
+
+
+@style()
+def softcap(caps: Sequence[float] = (5.0, 15.0, 30.0), largest: float = 60.0) -> Figure:
+    """What cap·tanh(logit / cap) lets through, and its slope 1 - tanh², the factor on every gradient."""
+    figure, (left, right) = canvas(columns=2, height_in=3.0)
+    logit = np.linspace(-largest, largest, 401)
+    left.plot(logit, logit, color=PALETTE["grey"], linewidth=1, linestyle="--", label="no cap")
+    for cap, colour in zip(caps, _CURVES, strict=False):
+        left.plot(logit, cap * np.tanh(logit / cap), color=colour, label=f"cap {cap:g}")
+        right.plot(logit, 1 - np.tanh(logit / cap) ** 2, color=colour, label=f"cap {cap:g}")
+    left.set(ylim=(-40, 40), xlabel="raw logit, nats", ylabel="logit after the cap, nats")
+    left.set_title("What comes out")
+    left.legend(loc="upper left")
+    right.set(ylim=(0, 1.05), xlabel="raw logit, nats", ylabel="slope, nats per nat")
+    right.set_title("What is left of the gradient")
+    return figure
+
+
+@style()
+def losses_by_step(curves: Mapping[str, Sequence[float]], levels: Mapping[str, float] | None = None,
+                   title: str = "") -> Figure:
+    """Loss by step, a curve for each name; `levels` are dashed lines at losses that mean something."""
+    figure, axes = canvas(height_in=3.0)
+    for (name, curve), colour in zip(curves.items(), (_CURVES[1], _CURVES[0], *_CURVES[2:]), strict=False):
+        axes.plot(curve, color=colour, label=name)
+    for name, level in (levels or {}).items():
+        axes.axhline(level, color=PALETTE["grey"], linewidth=1, linestyle="--")
+        axes.annotate(name, (1, level), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
+                      ha="right", fontsize=8)
+    axes.set(ylim=(0, None), xlabel="step", ylabel="loss, nats per token")
+    axes.set_title(title)
+    axes.legend(loc="center right")
+    return figure
+
+
+@style()
+def gradients(norms: pd.DataFrame) -> Figure:
+    """Norm of the gradient of each matrix, by layer: a row of `norms` a layer, a column a kind of matrix."""
+    figure, axes = canvas(height_in=3.0)
+    for (name, norm), colour in zip(norms.items(), _CURVES, strict=False):
+        axes.plot(norms.index, norm, "o-", color=colour, label=name, markersize=4, linewidth=1.3)
+    axes.set_yscale("log")
+    axes.set_xticks(list(norms.index))
+    axes.set(xlabel="layer, 0 reads the embedding", ylabel="norm of the gradient")
+    axes.set_title("How much of the loss reaches each layer")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
+    return figure
+
+
+@style()
+def singular_values(values: Mapping[str, np.ndarray]) -> Figure:
+    """Singular values of matrices of one shape, largest first, each relative to its matrix' largest."""
+    figure, axes = canvas(height_in=3.0)
+    for (name, singular), colour in zip(values.items(), _CURVES, strict=False):
+        axes.plot(np.arange(1, len(singular) + 1), np.asarray(singular) / max(singular), color=colour, label=name)
+    axes.set_yscale("log")
+    axes.set(xlabel="direction, strongest first", ylabel="singular value, largest = 1")
+    axes.set_title("How an update spreads over its directions")
+    axes.legend(loc="lower left")
+    return figure
+
+
+@style()
+def attention(weights_LNTT: np.ndarray, tokens: Sequence[str]) -> Figure:
+    """A heat map of attention weights for each head, a row of maps for each layer; `tokens` label both axes."""
+    layers, heads = np.shape(weights_LNTT)[:2]
+    figure = Figure(figsize=(7.0, 3.5 * layers * 2 / heads), layout="constrained")
+    grid = figure.subplots(layers, heads, squeeze=False, sharex=True, sharey=True)
+    for (layer, head), axes in np.ndenumerate(grid):
+        image = axes.imshow(weights_LNTT[layer][head], cmap="magma_r", vmin=0, vmax=1)
+        axes.set_title(f"layer {layer}, head {head}")
+        axes.set_xticks(range(len(tokens)), tokens, fontsize=6)
+        axes.set_yticks(range(len(tokens)), tokens, fontsize=6)
+        axes.tick_params(length=0)
+        axes.grid(visible=False)
+    figure.supxlabel("token that is looked at", fontsize=10)
+    figure.supylabel("token that looks", fontsize=10)
+    figure.colorbar(image, ax=grid, shrink=0.6, label="attention weight, share of 1")
+    return figure

@@ -108,6 +108,10 @@ class RunDirectory:
         process = process or Process.current()
         write_json(self.pids / f"{role}.json", {"pid": process.pid, "started_s": process.started_s})
 
+    def forget_pid(self, role: str) -> None:
+        """The process of `role` has left the run, even if it lives on."""
+        (self.pids / f"{role}.json").unlink(missing_ok=True)
+
     def write_error(self, rank: int, traceback: str) -> None:
         """Record why the process of `rank` failed; the earliest of these is the cause, the others follow from it."""
         write_json(self.logs / f"rank{rank}.error.json", {"rank": rank, "time_s": time.time(), "traceback": traceback})

@@ -120,7 +120,8 @@ class Shards:
         self.split = split
         index_file = self.folder / "index.json"
         if not index_file.is_file():
-            raise FileNotFoundError(f"no token shards in {self.folder}: run notebook 02, or python -m tinylib tokenize")
+            raise FileNotFoundError(f"no token shards in {self.folder}: run notebook 02, or python -m tinylib tokenize "
+                                    "train and tokenize shards")
         self.index: dict[str, Any] = json.loads(index_file.read_text(encoding="utf-8"))
         self._check()
         self._entry = self.index["splits"][split]

@@ -228,6 +228,17 @@ class Tokenizer:
         return [_parents(word, ranks) for word in self.tokens if len(word) > 1]
 
 
+def words(text: str) -> list[str]:
+    """What PATTERN cuts `text` into; merges stay inside a word, so no token is longer than the word that it is in.
+
+    >>> words("don't add 12345")
+    ['don', "'t", ' add', ' ', '12', '34', '5']
+    """
+    import regex  # tiktoken brings it
+
+    return regex.findall(PATTERN, text)
+
+
 def compression(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, float]:
     """How short `texts` become: documents, characters, bytes (UTF-8), tokens, characters and bytes per token.
 

@@ -71,6 +71,8 @@ def train(config: TrainConfig, resume: bool = False) -> Summary:
             if world.rank == 0:
                 directory.write_status("failed", error=f"{type(error).__name__}: {error}")
             raise
+        finally:
+            directory.forget_pid(f"rank{world.rank}")    # a notebook that trained lives on, its run doesn't
 
 
 class _Loop:

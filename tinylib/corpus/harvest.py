@@ -6,15 +6,15 @@ import ast
 import importlib.util
 import json
 import platform
+import subprocess
 import sys
 import sysconfig
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,10 @@ class Source:
         """Name, version and licence as the package states them."""
         if self.package is None:
             return {"name": "python", "version": platform.python_version(), "licence": "PSF-2.0"}
-        about = metadata.metadata(PACKAGES[self.package])
+        try:
+            about = metadata.metadata(PACKAGES[self.package])
+        except metadata.PackageNotFoundError:    # put on the path by hand
+            return {"name": self.package, "version": "not stated", "licence": "not stated"}
         classifiers = [line.split(" :: ")[-1] for line in about.get_all("Classifier") or [] if "License ::" in line]
         stated = about["License-Expression"] or "; ".join(classifiers) or about["License"] or "not stated"
         return {"name": self.package, "version": about["Version"], "licence": stated.strip().splitlines()[0]}
@@ -109,10 +112,12 @@ def installed(with_packages: bool) -> list[Source]:
     return sources
 
 
+Module = tuple[str, Path]
 Entries = list[tuple[str, str]]
+Reader = Callable[[Module], Entries]
 
 
-def harvest(sources: Iterable[Source], reader: Callable[[tuple[str, Path]], Entries]) -> list[Document]:
+def harvest(sources: Iterable[Source], reader: Reader) -> list[Document]:
     """One document a module, read in parallel processes, without repeated paragraphs and without duplicates.
 
     `reader` turns a module into headed texts.  The order is that of a hash of the names, so that any first part of
@@ -129,19 +134,34 @@ def harvest(sources: Iterable[Source], reader: Callable[[tuple[str, Path]], Entr
     return sorted(unique.values(), key=lambda document: digest(document.name))
 
 
-def _parallel(reader: Callable[[tuple[str, Path]], Entries], modules: list[tuple[str, Path]]) -> Iterator[Entries]:
-    if hardware.cores() == 1 or len(modules) < 100:
-        yield from map(reader, modules)
-        return
-    try:
-        with ProcessPoolExecutor(hardware.cores(), mp_context=get_context("spawn")) as pool:
-            yield from pool.map(reader, modules, chunksize=32)
-    except BrokenProcessPool as error:
-        raise RuntimeError("a process of the harvest died: a script that loads a corpus needs its code under "
-                           "if __name__ == '__main__':, or memory ran out") from error
+def _parallel(reader: Reader, modules: list[Module]) -> list[Entries]:
+    """What `reader` makes of each module, in order, from a process for each core.
+
+    They are plain child processes: those of `multiprocessing` would run an unguarded script of the caller's again.
+    """
+    workers = hardware.cores() if len(modules) >= 100 else 1
+    if workers == 1:
+        return [reader(module) for module in modules]
+    with ThreadPoolExecutor(workers) as pool:
+        parts = list(pool.map(partial(_in_child, reader), [modules[first::workers] for first in range(workers)]))
+    return [parts[place % workers][place // workers] for place in range(len(modules))]
 
 
-def documentation(module: tuple[str, Path]) -> Entries:
+def _in_child(reader: Reader, modules: list[Module]) -> list[Entries]:
+    command = [sys.executable, "-c", f"from tinylib.corpus import harvest; harvest._work(harvest.{reader.__name__})"]
+    task = json.dumps([(name, str(path)) for name, path in modules])
+    done = subprocess.run(command, input=task, capture_output=True, encoding="utf-8", check=False)
+    if done.returncode:
+        raise RuntimeError(f"a process of the harvest ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    return [[(heading, text) for heading, text in entries] for entries in json.loads(done.stdout)]
+
+
+def _work(reader: Reader) -> None:
+    modules = [(name, Path(path)) for name, path in json.load(sys.stdin)]
+    json.dump([reader(module) for module in modules], sys.stdout)
+
+
+def documentation(module: Module) -> Entries:
     """Heading and docstring of a module, its classes and its functions; nothing for a file that is no Python."""
     name, path = module
     try:
@@ -175,7 +195,7 @@ def _heading(node: Any, prefix: str) -> str:
     return plain(f"{prefix}{node.name}({ast.unparse(node.args)})")
 
 
-def source_code(module: tuple[str, Path]) -> Entries:
+def source_code(module: Module) -> Entries:
     """The whole file of a module; nothing for a file that is no UTF-8."""
     try:
         return [(module[0], module[1].read_text(encoding="utf-8"))]

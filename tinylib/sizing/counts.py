@@ -113,6 +113,7 @@ def kv_cache_bytes(config: GPTConfig, batch_size: int = 1, context: int | None =
     >>> kv_cache_bytes(PRESETS["goldilocks"]) // 2**20
     32
     """
+    check("kv_cache_bytes", whole={"batch_size": batch_size, "bytes_per_value": bytes_per_value})
     return 2 * config.depth * batch_size * _context(config, context) * config.dim * bytes_per_value
 
 

@@ -100,8 +100,18 @@ class Plan:
             "steps": f"{self.steps:,} × {self.total_batch_size:,} tokens",
             "accumulation steps": str(self.accumulation_steps), "training FLOPs": f"{self.flops:.4g}",
             "devices": f"{self.world_size} × {self.device}", "MFU": f"{100 * self.mfu:.1f} %{assumed}",
-            "step": f"{self.step_s:.3g} s", "training": f"{self.train_s / 3600:.3g} h",
+            "step": _duration(self.step_s), "training": _duration(self.train_s),
             "cost": f"${self.cost_usd:.2f}"}, name="plan")
+
+
+def _duration(seconds: float) -> str:
+    """Three digits in a unit that suits them.
+
+    >>> _duration(0.0334), _duration(48), _duration(1800), _duration(112_716)
+    ('0.0334 s', '48 s', '30 min', '31.3 h')
+    """
+    unit_s, unit = (1, "s") if seconds < 120 else (60, "min") if seconds < 7200 else (3600, "h")
+    return f"{seconds / unit_s:.3g} {unit}"
 
 
 def token_budget(config: GPTConfig, budget: str = "all") -> int:

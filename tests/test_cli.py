@@ -1,0 +1,157 @@
+"""The command line: a table for people, one JSON object at the end, one line and a code where it can't be done."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tinylib import __main__ as cli
+from tinylib.config import PRESETS, TrainConfig, to_json
+from tinylib.shards import build
+from tinylib.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def call(capsys):
+    def run(*arguments):
+        """Exit code, the object on the last line, the text above it, and what went to stderr."""
+        try:
+            code = cli.main(list(arguments))
+        except SystemExit as leaving:
+            code = leaving.code
+        out, err = capsys.readouterr()
+        lines = out.splitlines()
+        result = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else None
+        return code, result, "\n".join(lines[:-1]), err
+    return run
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    texts = [f"Number {n} has the square {n * n}, and after it comes {n + 1}." for n in range(200)]
+    build({"train": texts[:180], "val": texts[180:]}, Tokenizer.train(texts, 300), folder / "shards")
+    return folder / "shards"
+
+
+SMALL = ["--model", "nano", "--depth", "1", "--seq-len", "32", "--vocab-size", "300", "--steps", "3",
+         "--total-batch-size", "1.28e2", "--device-batch-size", "2", "--compile", "off", "--device", "cpu"]
+
+
+def test_size_of_every_preset(call):
+    for name, config in PRESETS.items():
+        code, result, table, _ = call("size", "--model", name)
+        assert code == 0 and f"{result['total']:,}" in table
+        assert result["total"] == 12 * config.depth * config.dim**2 + 2 * config.vocab_size * config.dim
+    assert call("size", "--model", "goldilocks", "--tied")[1]["total"] == 25_165_824
+
+
+def test_flags_change_the_preset(call):
+    config = call("size", "--model", "micro", "--depth", "6", "--vocab-size", "8_192", "--softcap", "None")[1]["config"]
+    assert (config["depth"], config["dim"], config["vocab_size"], config["softcap"]) == (6, 128, 8_192, None)
+
+
+def test_search_and_plan(call):
+    code, result, table, _ = call("search", "--total", "38e6", "--head-dim", "64")
+    assert code == 0 and result["candidates"][0]["preset"] == "goldilocks" and "goldilocks" in table
+    code, result, _, _ = call("plan", "--model", "nanochat-d32", "--device-batch-size", "8", "--world-size", "8")
+    assert code == 0 and result["steps"] == 71_680
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), [
+    (["size", "--dim", "500"], 1, "error: GPTConfig: dim=500 is not a multiple of head_dim=64: use dim=448 or 512"),
+    (["size", "--model", "huge"], 1, "error: model='huge' is not a preset: use one of goldilocks"),
+    (["size", "--depth", "1.5"], 2, "1.5 is not a whole number"),
+    (["size", "--colour", "red"], 2, "--colour"),
+    (["train", *SMALL, "--total-batch-size", "100"], 1, "total_batch_size=100 is not a multiple"),
+    (["train", *SMALL, "--data", "nowhere", "--run", "RUN"], 1, "error: no token shards in nowhere"),
+    (["train", "--config", "missing.json"], 1, "missing.json"),
+    (["eval", "nothing"], 1, "error: path='nothing' is no run directory"),
+    (["tokenize"], 1, "use tokenize train, tokenize shards, tokenize eval"),
+    (["search", "--total", "5"], 1, "total=5"),
+    (["dance"], 2, "verb='dance' is not known: use one of size"),
+])
+def test_what_cannot_be_done_is_said_in_one_line(call, tmp_path, arguments, code, message):
+    found, result, _, err = call(*[str(tmp_path / "run") if word == "RUN" else word for word in arguments])
+    assert (found, result) == (code, None)
+    assert message in err and "Traceback" not in err
+    if code == 1:
+        assert len(err.splitlines()) == 1
+
+
+def test_a_programmers_error_keeps_its_traceback(monkeypatch):
+    monkeypatch.setitem(cli.VERBS, "size", lambda arguments: {}["missing"])
+    with pytest.raises(KeyError):
+        cli.main(["size"])
+
+
+def test_train_eval_sample_runs(call, shards, tmp_path):
+    run = tmp_path / "runs" / "one"
+    code, result, _, _ = call("train", *SMALL, "--data", str(shards), "--run", str(run))
+    assert code == 0 and result["state"] == "finished" and result["tokens"] == 3 * 128
+    code, again, _, err = call("train", *SMALL, "--data", str(shards), "--run", str(run))
+    assert code == 1 and again is None and "already holds a run" in err
+    code, found, _, _ = call("eval", str(run))
+    assert code == 0 and found["bits_per_byte"] == pytest.approx(result["val_bpb"], abs=1e-6)
+    code, written, text, _ = call("sample", str(run), "--prompt", "Number", "--max-tokens", "5")
+    assert code == 0 and text == "Number" + written["text"]
+    code, listed, table, _ = call("runs", "--folder", str(tmp_path / "runs"))
+    assert code == 0 and [row["state"] for row in listed["runs"]] == ["finished"] and "one" in table
+
+
+def test_train_takes_a_whole_run_from_a_file(call, shards, tmp_path):
+    config = cli._train_config([*SMALL, "--data", str(shards), "--run", str(tmp_path / "run")])
+    assert config.total_batch_size == 128 and config.model.depth == 1
+    for text in (to_json(config), json.dumps({"train": json.loads(to_json(config)), "world_size": 1})):
+        (tmp_path / "config.json").write_text(text)
+        assert cli._train_config(["--config", str(tmp_path / "config.json")]) == config
+    with pytest.raises(ValueError, match="takes no other flag"):
+        cli._train_config(["--config", str(tmp_path / "config.json"), "--steps", "9"])
+
+
+def test_every_field_is_a_flag():
+    changed = cli._train_config(["--model", "nano", "--steps", "2e1", "--eval-every", "None", "--tied", "--grad-clip",
+                                 "0.5", "--adam-betas", "0.9", "0.99"])
+    assert (changed.steps, changed.eval_every, changed.model.tied) == (20, None, True)
+    assert (changed.grad_clip, changed.adam_betas) == (0.5, (0.9, 0.99))
+    assert cli._train_config([]) == TrainConfig()
+
+
+def test_corpus_and_tokenizer(call, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"Line {n} says {n * n}.\n" for n in range(300)))
+    tokenizer = str(tmp_path / "tokenizer")
+    code, result, table, _ = call("corpus", "fetch", str(text))
+    assert code == 0 and result["splits"]["train"]["characters"] > 0 and result["sha256"] in table
+    code, result, _, _ = call("tokenize", "train", "--corpus", str(text), "--vocab-size", "3e2", "--max-chars", "1e6",
+                              "--tokenizer", tokenizer)
+    assert code == 0 and result["vocab_size"] == 300
+    code, _, _, err = call("tokenize", "train", "--corpus", str(text), "--vocab-size", "60_000")
+    assert code == 1 and "vocab_size=60000 is more than this text can fill" in err
+
+
+def test_doctor_lists_what_is_there(call):
+    code, result, table, _ = call("doctor")
+    assert code == int(not result["ok"]) and "torch" in table
+    assert {"python", "torch", "device", "disk", "kernel"} <= {check["name"] for check in result["checks"]}
+
+
+def test_the_overview_needs_no_torch_and_is_fast():
+    code = ("import runpy, sys\nsys.modules['torch'] = None\nsys.argv = ['tinylib']\n"
+            "runpy.run_module('tinylib', run_name='__main__')")
+    began = time.monotonic()
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert child.returncode == 0 and child.stderr == ""
+    assert all(verb in child.stdout for verb in cli.VERBS)
+    assert time.monotonic() - began < 5
+
+
+def test_help_of_every_verb(call, capsys):
+    for verb in cli.VERBS:
+        if verb not in ("corpus", "tokenize"):
+            code, _, text, _ = call(verb, "--help")
+            assert code == 0 and f"python -m tinylib {verb}" in text
