@@ -44,7 +44,8 @@ if not hasattr(offline, "NetworkBlocked"):  # the interpreter already has a site
     import sitecustomize as offline
 
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(OFFLINE), os.environ.get("PYTHONPATH"))))
-os.environ.update(TINYLIB_HOME=str(HOME), TINYLIB_PROFILE="smoke", HF_HUB_OFFLINE="1")
+os.environ.update(TINYLIB_HOME=str(HOME), TINYLIB_PROFILE="smoke", HF_HUB_OFFLINE="1",
+                  OMP_NUM_THREADS="1")    # the models are tiny, and threads that share a core only wait for each other
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

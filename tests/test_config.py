@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import re
 
 import pytest
 
@@ -56,6 +57,17 @@ def test_every_problem_of_a_run_is_named_at_once():
         TrainConfig(steps=0, device_batch_size=0, embedding_lr=-1, grad_clip=float("inf"), warmdown_fraction=2, keep=0)
     named = [problem.split("=")[0] for problem in error.value.problems]
     assert sorted(named) == ["device_batch_size", "embedding_lr", "grad_clip", "keep", "steps", "warmdown_fraction"]
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"device": "gpu"}, "device='gpu' is not a choice: use auto or cpu or cuda or mps"),
+    ({"compile": True}, "compile=True is not a choice"), ({"seed": -1}, "seed=-1 is not a whole number of at least"),
+    ({"adam_betas": (0.9,)}, "use (0.8, 0.95)"), ({"weight_decay": -1.0}, "weight_decay=-1.0 is not a number between"),
+    ({"data": ""}, "data='' is not a folder's name"), ({"model": "nano"}, "use PRESETS[name] or GPTConfig"),
+    ({"warmup_fraction": 0.5, "warmdown_fraction": 0.75}, "use 0.5 or less for the second")])
+def test_every_field_of_a_run_has_its_rule(change, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        TrainConfig(**change)
 
 
 def test_a_batch_that_does_not_divide_gets_the_nearest_legal_totals():

@@ -152,7 +152,7 @@ def test_in_order_reads_the_files_in_order(folder):
         torch.cat([x for x, _ in batches])[:7])
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 16, 17, 63, 64, 65, 1000, 4097, 20_011])
+@pytest.mark.parametrize("size", [*range(1, 35), 63, 64, 65, 127, 128, 129, 1000, 4097, 20_011])
 def test_permute_is_a_bijection(size):
     assert np.array_equal(np.sort(permute(np.arange(size), size, seed=7, epoch=2)), np.arange(size))
 

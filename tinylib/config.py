@@ -9,11 +9,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 Role = Literal["embedding", "unembedding", "tied", "matrix"]
+DeviceKind = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["auto", "float32", "bfloat16"]
+Switch = Literal["auto", "on", "off"]
+_CHOICES = {"device": get_args(DeviceKind), "dtype": get_args(Precision), "compile": get_args(Switch)}
 Config = TypeVar("Config", "GPTConfig", "TrainConfig")
 
 
@@ -161,26 +165,43 @@ class TrainConfig:
     keep: int = 2
     """How many of the newest checkpoints stay on disk."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: DeviceKind = "auto"
+    dtype: Precision = "auto"
     """Precision of the matrix products; weights and optimizer state are float32 in any case."""
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Switch = "auto"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.model, GPTConfig):
+            _raise(self, [f"model={self.model!r} is not a GPTConfig: use PRESETS[name] or GPTConfig(...)"])
         whole = ["steps", "total_batch_size", "device_batch_size", "keep"]
         whole += [name for name in ("eval_every", "eval_tokens", "save_every") if getattr(self, name) is not None]
-        problems = [_whole(self, name) for name in whole]
+        problems = [_whole(self, name) for name in whole] + [_whole(self, "seed", least=0)]
         rates = ["embedding_lr", "unembedding_lr", "tied_lr", "matrix_lr", "adam_eps"]
         rates += ["grad_clip"] if self.grad_clip is not None else []
         problems += [_positive(self, name) for name in rates]
-        problems += [_share(self, name) for name in ("warmup_fraction", "warmdown_fraction", "muon_momentum")]
+        problems += [_share(self, name) for name in ("warmup_fraction", "warmdown_fraction", "muon_momentum",
+                                                     "weight_decay")]
+        problems += [_choice(self, name) for name in ("device", "dtype", "compile")]
+        problems += [f"{name}={getattr(self, name)!r} is not a folder's name: use a path"
+                     for name in ("data", "run") if not isinstance(getattr(self, name), str) or not getattr(self, name)]
+        problems += [_betas_problem(self.adam_betas)]
         if not any(problems):
-            micro = self.device_batch_size * self.model.seq_len
-            if self.total_batch_size % micro:
-                problems.append(f"total_batch_size={self.total_batch_size} is not a multiple of device_batch_size × "
-                                f"seq_len = {self.device_batch_size} × {self.model.seq_len} = {micro}: use "
-                                + _either(neighbours(self.total_batch_size, micro)))
+            problems += [self._batch_problem(), self._schedule_problem()]
         _raise(self, problems)
+
+    def _batch_problem(self) -> str | None:
+        micro = self.device_batch_size * self.model.seq_len
+        if self.total_batch_size % micro == 0:
+            return None
+        return (f"total_batch_size={self.total_batch_size} is not a multiple of device_batch_size × seq_len = "
+                f"{self.device_batch_size} × {self.model.seq_len} = {micro}: use "
+                + _either(neighbours(self.total_batch_size, micro)))
+
+    def _schedule_problem(self) -> str | None:
+        if self.warmup_fraction + self.warmdown_fraction <= 1:
+            return None
+        return (f"warmup_fraction={self.warmup_fraction} and warmdown_fraction={self.warmdown_fraction} make more than "
+                f"the whole run: use {1 - self.warmup_fraction:g} or less for the second")
 
 
 def neighbours(value: int, step: int) -> list[int]:
@@ -217,14 +238,14 @@ def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
     values = dict(values)
     if isinstance(values.get("model"), dict):
         values["model"] = from_dict(GPTConfig, values["model"])
-    if "adam_betas" in values:
+    if isinstance(values.get("adam_betas"), list):
         values["adam_betas"] = tuple(values["adam_betas"])
     return kind(**values)
 
 
 def _head_problem(dim: int, head_dim: int) -> str | None:
     if head_dim % 2:
-        return f"head_dim={head_dim} is odd, and RoPE turns pairs: use {head_dim - 1 or 2} or {head_dim + 1}"
+        return f"head_dim={head_dim} is odd, and RoPE turns pairs: use {_either(neighbours(head_dim, 2))}"
     if dim % head_dim == 0:
         return None
     divisors = [size for size in range(2, dim + 1, 2) if dim % size == 0]
@@ -235,11 +256,23 @@ def _head_problem(dim: int, head_dim: int) -> str | None:
     return problem
 
 
-def _whole(config: Any, name: str) -> str | None:
+def _whole(config: Any, name: str, least: int = 1) -> str | None:
     value = getattr(config, name)
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= least:
         return None
-    return f"{name}={value!r} is not a whole number above zero: use 1 or more"
+    return f"{name}={value!r} is not a whole number {'above' if least else 'of at least'} zero: use {least} or more"
+
+
+def _choice(config: Any, name: str) -> str | None:
+    value, legal = getattr(config, name), _CHOICES[name]
+    return None if value in legal else f"{name}={value!r} is not a choice: use {_either(legal)}"
+
+
+def _betas_problem(betas: Any) -> str | None:
+    pair = isinstance(betas, tuple) and len(betas) == 2 and all(isinstance(beta, float) for beta in betas)
+    if pair and all(0 <= beta < 1 for beta in betas):
+        return None
+    return f"adam_betas={betas!r} is not a pair of numbers from 0 to below 1: use (0.8, 0.95)"
 
 
 def _positive(config: Any, name: str) -> str | None:
@@ -257,7 +290,7 @@ def _number(config: Any, name: str, legal: Callable[[float], bool], rule: str) -
     return f"{name}={value!r} is not {rule}: use {rule}"
 
 
-def _either(values: list[int]) -> str:
+def _either(values: Iterable[Any]) -> str:
     return " or ".join(str(value) for value in values)
 
 

@@ -150,7 +150,9 @@ class Run:
         return f"Run({self.directory.name}, {self.state}{place})"
 
     def _repr_html_(self) -> str:
-        return f"<code>{html.escape(repr(self))}</code> <small>{html.escape(str(self.directory.path))}</small>"
+        path, home = self.directory.path, hardware.home().resolve()
+        place = path.relative_to(home) if path.is_relative_to(home) else path.name
+        return f"<code>{html.escape(repr(self))}</code> <small>{html.escape(str(place))}</small>"
 
     def _until_ended(self, every_s: float) -> Iterator[None]:
         """Yield every `every_s` seconds until the run has ended and its processes are gone; raises RunFailed."""

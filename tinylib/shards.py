@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -125,7 +124,8 @@ class Shards:
         self.index: dict[str, Any] = json.loads(index_file.read_text(encoding="utf-8"))
         self._check()
         self._entry = self.index["splits"][split]
-        self._files = [np.memmap(self.folder / file["name"], dtype=self.index["dtype"], mode="r")
+        # A plain view, for the memmap class itself makes every slice several times slower.
+        self._files = [np.memmap(self.folder / file["name"], dtype=self.index["dtype"], mode="r").view(np.ndarray)
                        for file in self._entry["files"]]
 
     def __repr__(self) -> str:
@@ -257,8 +257,8 @@ class Shards:
 def permute(positions: np.ndarray, size: int, *, seed: int, epoch: int) -> np.ndarray:
     """Where each of `positions` goes in the shuffle of range(size) that `seed` and `epoch` pick, int64.
 
-    A Feistel network on the smallest square power of two that holds `size`; what falls outside is sent through again
-    until it falls inside.  Integer arithmetic only, so the order is the same on every machine and in every version.
+    A Feistel network on the smallest power of two that holds `size`; what falls outside is sent through again until it
+    falls inside.  Integer arithmetic only, so the order is the same on every machine and in every version.
 
     Source: Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains", section 3.2 (cycle walking); here with
     eight rounds of the SplitMix64 finaliser, which is no cipher but mixes as well as a shuffle needs.
@@ -266,20 +266,21 @@ def permute(positions: np.ndarray, size: int, *, seed: int, epoch: int) -> np.nd
     >>> sorted(permute(np.arange(10), 10, seed=0, epoch=3).tolist())
     [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
     """
-    half = max(1, math.ceil((size - 1).bit_length() / 2))
-    keys = _round_keys(seed, epoch)
-    out = _feistel(positions.astype(np.uint64), half, keys)
+    bits, keys = max(2, (size - 1).bit_length()), _round_keys(seed, epoch)
+    out = _feistel(positions.astype(np.uint64), bits, keys)
     while (outside := out >= size).any():
-        out[outside] = _feistel(out[outside], half, keys)
+        out[outside] = _feistel(out[outside], bits, keys)
     return out.astype(np.int64)
 
 
-def _feistel(values: np.ndarray, half: int, keys: np.ndarray) -> np.ndarray:
-    bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
-    left, right = values >> bits, values & mask
+def _feistel(values: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
+    """A permutation of the numbers of `bits` bits; the halves may differ by one bit, and swap widths every round."""
+    low, high = bits // 2, bits - bits // 2
+    left, right = values >> np.uint64(low), values & np.uint64((1 << low) - 1)
     for key in keys:
-        left, right = right, left ^ (_mix(right + key) & mask)
-    return (left << bits) | right
+        left, right = right, left ^ (_mix(right + key) & np.uint64((1 << high) - 1))
+        low, high = high, low
+    return (left << np.uint64(low)) | right
 
 
 def _round_keys(seed: int, epoch: int, rounds: int = 8) -> np.ndarray:
