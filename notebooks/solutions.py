@@ -12,6 +12,8 @@ from torch import Tensor
 
 from tinylib import sizing
 from tinylib.config import GPTConfig
+from tinylib.evaluate import t_interval
+from tinylib.tokenizer import Tokenizer
 
 SOLUTIONS: dict[str, Any] = {}
 """Exercise name -> its solution; each notebook's section adds its own."""
@@ -122,4 +124,49 @@ SOLUTIONS["04.3"] = rows_of
 
 # Notebook 05: evaluation
 
+
+def bits_per_byte(loss: float, tokens: int, size: int) -> float:
+    """All nats of the text, in bits, shared out over its bytes."""
+    return loss * tokens / math.log(2) / size
+
+
+def chances(logits: list[float], temperature: float) -> list[float]:
+    """Softmax of the logits over the temperature, less the largest, so that no exponential overflows."""
+    largest = max(logits)
+    if temperature == 0:
+        return [float(place == logits.index(largest)) for place in range(len(logits))]
+    weights = [math.exp((logit - largest) / temperature) for logit in logits]
+    return [weight / sum(weights) for weight in weights]
+
+
+def uniform_bits_per_byte(tokenizer: Tokenizer, text: str) -> float:
+    """log2 V for each token; bytes are counted in UTF-8."""
+    return len(tokenizer.encode(text)) * math.log2(tokenizer.vocab_size) / len(text.encode())
+
+
+SOLUTIONS["05.1"] = bits_per_byte
+SOLUTIONS["05.2"] = chances
+SOLUTIONS["05.3"] = uniform_bits_per_byte
+
 # Notebook 06: weight tying
+
+
+def tied_std(dim: int, own_logit: float) -> float:
+    """Normed, a row has entries of size 1 that all agree in sign with its own: the logit is D times the std."""
+    return own_logit / dim
+
+
+def saved_bytes(config: GPTConfig) -> int:
+    """One table of float32, and the two numbers that AdamW keeps for each of its parameters."""
+    return 3 * 4 * config.vocab_size * config.dim
+
+
+def better(first: list[float], second: list[float]) -> str:
+    """Whoever the whole interval of the paired differences speaks for."""
+    low, high = t_interval([one - other for one, other in zip(first, second, strict=True)])
+    return "first" if high < 0 else "second" if low > 0 else "neither"
+
+
+SOLUTIONS["06.1"] = tied_std
+SOLUTIONS["06.2"] = saved_bytes
+SOLUTIONS["06.3"] = better

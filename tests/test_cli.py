@@ -11,6 +11,7 @@ import pytest
 
 from tinylib import __main__ as cli
 from tinylib.config import PRESETS, TrainConfig, to_json
+from tinylib.flags import train_config
 from tinylib.shards import build
 from tinylib.tokenizer import Tokenizer
 
@@ -99,26 +100,28 @@ def test_train_eval_sample_runs(call, shards, tmp_path):
     assert code == 0 and found["bits_per_byte"] == pytest.approx(result["val_bpb"], abs=1e-6)
     code, written, text, _ = call("sample", str(run), "--prompt", "Number", "--max-tokens", "5")
     assert code == 0 and text == "Number" + written["text"]
+    code, exported, _, _ = call("export", str(run), str(tmp_path / "exported"))
+    assert code == 0 and (tmp_path / "exported" / "config.json").is_file(), exported
     code, listed, table, _ = call("runs", "--folder", str(tmp_path / "runs"))
     assert code == 0 and [row["state"] for row in listed["runs"]] == ["finished"] and "one" in table
 
 
 def test_train_takes_a_whole_run_from_a_file(call, shards, tmp_path):
-    config = cli._train_config([*SMALL, "--data", str(shards), "--run", str(tmp_path / "run")])
+    config = train_config([*SMALL, "--data", str(shards), "--run", str(tmp_path / "run")])
     assert config.total_batch_size == 128 and config.model.depth == 1
     for text in (to_json(config), json.dumps({"train": json.loads(to_json(config)), "world_size": 1})):
         (tmp_path / "config.json").write_text(text)
-        assert cli._train_config(["--config", str(tmp_path / "config.json")]) == config
+        assert train_config(["--config", str(tmp_path / "config.json")]) == config
     with pytest.raises(ValueError, match="takes no other flag"):
-        cli._train_config(["--config", str(tmp_path / "config.json"), "--steps", "9"])
+        train_config(["--config", str(tmp_path / "config.json"), "--steps", "9"])
 
 
 def test_every_field_is_a_flag():
-    changed = cli._train_config(["--model", "nano", "--steps", "2e1", "--eval-every", "None", "--tied", "--grad-clip",
+    changed = train_config(["--model", "nano", "--steps", "2e1", "--eval-every", "None", "--tied", "--grad-clip",
                                  "0.5", "--adam-betas", "0.9", "0.99"])
     assert (changed.steps, changed.eval_every, changed.model.tied) == (20, None, True)
     assert (changed.grad_clip, changed.adam_betas) == (0.5, (0.9, 0.99))
-    assert cli._train_config([]) == TrainConfig()
+    assert train_config([]) == TrainConfig()
 
 
 def test_corpus_and_tokenizer(call, tmp_path):

@@ -39,3 +39,41 @@ def test_document_bits_count_every_byte_once(tiny_shards, tiny) -> None:
     assert table["tokens"].tolist() == [len(tokenizer.encode(text)) for text in texts]
     assert table["bits"].tolist() == pytest.approx((table["tokens"] * math.log2(320)).tolist(), rel=0.01)
     assert evaluate.xz_stream_bits(texts, ["größe " * 60]) < evaluate.xz_stream_bits(texts)
+
+
+def test_token_bits_are_those_of_each_window_read_alone(tiny_shards, tiny) -> None:
+    tokenizer, model = Tokenizer.load(tiny_shards / "tokenizer"), GPT(tiny.model)
+    for weight in model.parameters():
+        weight.data.normal_(0, 0.3)
+    texts, seq_len = ["Return the mean. " * 12, "", "größe"], tiny.model.seq_len
+    table = evaluate.token_bits(model, tokenizer, texts, batch_size=3)
+    expected = []
+    for document, text in enumerate(texts):
+        ids = [tokenizer.bos, *tokenizer.encode(text)]
+        for start in range(0, len(ids) - 1, seq_len):
+            window = torch.tensor(ids[start:start + seq_len + 1])
+            with torch.no_grad():
+                chances = model(window[None, :-1])[0].log_softmax(-1)
+            expected += [(document, start + at, at + 1, len(tokenizer.decode_bytes([token])),
+                          -float(chances[at, token]) / math.log(2)) for at, token in enumerate(window[1:].tolist())]
+    assert len(expected) > seq_len
+    assert table.to_numpy() == pytest.approx(torch.tensor(expected, dtype=torch.float64).numpy(), rel=1e-4)
+    sums = evaluate.document_bits(model, tokenizer, texts)
+    assert sums["tokens"].tolist()[1] == 0 and sums["bits"].sum() == pytest.approx(table["bits"].sum())
+
+
+def test_the_bootstrap_agrees_with_the_formula_for_a_mean() -> None:
+    values = torch.randn(400, generator=torch.Generator().manual_seed(0)).double().numpy() + 3
+    low, high = evaluate.bootstrap(values, [1.0] * 400)
+    reach = 1.96 * float(values.std()) / 400**0.5
+    assert (low, high) == pytest.approx((values.mean() - reach, values.mean() + reach), abs=0.1 * reach)
+    # Twice as large documents count twice.
+    assert evaluate.bootstrap([4.0, 4.0], [4.0, 1.0])[1] == 4.0 and evaluate.bootstrap([1.0], [2.0]) == (0.5, 0.5)
+
+
+def test_students_interval_holds_the_mean_as_often_as_it_says() -> None:
+    draws = torch.randn(2000, 3, generator=torch.Generator().manual_seed(0)).tolist()
+    held = sum(low < 0 < high for low, high in map(evaluate.t_interval, draws)) / len(draws)
+    assert 0.93 < held < 0.97
+    with pytest.raises(ValueError, match="two or more"):
+        evaluate.t_interval([1.0])

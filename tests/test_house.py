@@ -15,9 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "tinylib"
 ORDER = ("config", "hardware", "rundir", "sizing", "plots", "corpus", "tokenizer", "shards", "model", "optim",
          "checkpoint", "generate", "evaluate", "tasks", "world", "train", "launch", "experiments", "chat", "export",
-         "serve", "course", "exercises", "widgets", "__main__")
+         "serve", "course", "exercises", "widgets", "flags", "__main__")
 TORCH_FREE = ("config", "hardware", "rundir", "sizing", "plots", "corpus", "tokenizer", "launch", "experiments",
-              "course", "exercises", "widgets", "__main__")
+              "course", "exercises", "widgets", "flags", "__main__")
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 MODULES = [room for room in ORDER if (PACKAGE / f"{room}.py").is_file() or (PACKAGE / room).is_dir()]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -105,7 +105,8 @@ print(seen)
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_rooms_and_functions_stay_small(path):
     text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 500, "a room of over 500 lines wants to be two"
+    most = 600 if path.name == "plots.py" else 400    # figures are many and independent
+    assert len(text.splitlines()) <= most, f"a file of over {most} lines wants to be two"
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             lines = (node.end_lineno or 0) - node.lineno + 1

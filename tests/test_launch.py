@@ -13,9 +13,10 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from tinylib import launch as launching
 from tinylib.config import ConfigError, GPTConfig, TrainConfig
-from tinylib.launch import RunFailed, RunStopped, attach, launch, runs
+from tinylib.launch import RunFailed, RunStopped, attach, launch, runs, start
+from tinylib.launch.run import wait_until
+from tinylib.rundir import RunDirectory
 from tinylib.shards import build
 from tinylib.tokenizer import Tokenizer
 
@@ -97,7 +98,7 @@ def test_watch_prints_where_there_is_no_notebook(finished, capsys):
 
 def test_stop_then_resume(config, tmp_path):
     run = launch(replace(config, run=str(tmp_path / "run"), steps=2_000, save_every=None, eval_every=None), 2)
-    launching._wait_until(lambda: len(run.metrics()) > 5, 60)
+    wait_until(lambda: len(run.metrics()) > 5, 60)
     with pytest.raises(TimeoutError, match="has not ended"):
         run.wait(timeout_s=0.1)
     began = time.monotonic()
@@ -109,7 +110,7 @@ def test_stop_then_resume(config, tmp_path):
     with pytest.raises(RunStopped, match="resume"):
         run.wait()
     again = run.resume(nproc_per_node=1)
-    launching._wait_until(lambda: again.metrics().index[-1] > stopped_at, 60)
+    wait_until(lambda: again.metrics().index[-1] > stopped_at, 60)
     again.stop()
     assert list(again.metrics().index) == list(range(1, again.status()["step"] + 1))
     assert again.directory.read_config()["world_size"] == 1
@@ -147,7 +148,7 @@ def test_a_torchrun_that_dies_gives_its_last_words(config, tmp_path, monkeypatch
 @pytest.mark.slow
 def test_a_killed_rank_is_a_failure(config, tmp_path):
     run = launch(replace(config, run=str(tmp_path / "run"), steps=5_000), 2)
-    launching._wait_until(lambda: len(run.metrics()) > 2, 60)
+    wait_until(lambda: len(run.metrics()) > 2, 60)
     os.kill(run.directory.processes()["rank1"].pid, signal.SIGKILL)
     with pytest.raises(RunFailed):
         run.wait(timeout_s=45)
@@ -172,7 +173,7 @@ def test_ten_launches_leave_nothing(config, tmp_path):
     for number in range(10):
         run = launch(replace(config, run=str(tmp_path / "run"), steps=2), 1 + number % 2, replace_ended=True)
         run.wait(timeout_s=60)
-    launching._wait_until(lambda: not zombies(), 5)
+    wait_until(lambda: not zombies(), 5)
     assert psutil.Process().num_fds() == descriptors and not zombies() and not psutil.Process().children()
 
 
@@ -200,23 +201,23 @@ def test_a_folder_of_something_else_is_not_removed(config, tmp_path):
 
 
 def test_auto_is_one_process_without_a_gpu(config):
-    assert launching._processes(config, "auto") == 1
+    assert start._processes(config, "auto") == 1
 
 
 def test_more_processes_than_gpus_are_refused(config, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     with pytest.raises(ConfigError, match="nproc_per_node=8 is more than this machine's GPUs: use 4 or fewer"):
-        launching._processes(replace(config, device="auto"), 8)
-    assert launching._processes(replace(config, device="auto"), "auto") == 4
+        start._processes(replace(config, device="auto"), 8)
+    assert start._processes(replace(config, device="auto"), "auto") == 4
 
 
 def test_the_environment_is_clean(monkeypatch):
-    for name in (*launching.TORCHRUN_VARIABLES, "TORCHELASTIC_RESTART_COUNT", "PET_NNODES"):
+    for name in (*start.TORCHRUN_VARIABLES, "TORCHELASTIC_RESTART_COUNT", "PET_NNODES"):
         monkeypatch.setenv(name, "7")
     monkeypatch.setenv("MY_OWN", "kept")
     monkeypatch.setattr("tinylib.hardware.cores", lambda: 8)
-    found = launching._environment(4)
-    assert not {*launching.TORCHRUN_VARIABLES, "TORCHELASTIC_RESTART_COUNT", "PET_NNODES"} & set(found)
+    found = start._environment(4)
+    assert not {*start.TORCHRUN_VARIABLES, "TORCHELASTIC_RESTART_COUNT", "PET_NNODES"} & set(found)
     assert (found["MY_OWN"], found["OMP_NUM_THREADS"]) == ("kept", "2")
 
 
@@ -228,7 +229,7 @@ def test_attach_finds_the_latest(finished, config, tmp_path, monkeypatch):
         attach()
     folder = tmp_path / "runs" / "smoke"
     for name in ("old", "new"):
-        launching.RunDirectory(folder / name).create({"train": {}})
+        RunDirectory(folder / name).create({"train": {}})
         os.utime(folder / name / "config.json", (0, 0) if name == "old" else None)
     assert attach().directory.name == "new"
     assert attach("old").directory.name == "old"

@@ -6,19 +6,17 @@ Exit code 0: done.  1: it can't be done, said in one line.  2: the command is wr
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import functools
 import json
 import os
 import sys
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinylib.config import PRESETS, GPTConfig, TrainConfig, from_dict
+from tinylib.config import PRESETS, GPTConfig
+from tinylib.flags import parse, part, taken, train_config, with_model
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,136 +81,11 @@ def _show(rows: dict[str, Any] | pd.DataFrame) -> None:
     print(table.to_string(header=isinstance(rows, pd.DataFrame)))
 
 
-# From flags to values
-
-def _parse(target: Any, arguments: list[str], **options: Any) -> Any:
-    """tyro on `target`, with whole numbers that may be written 4e9."""
-    import tyro
-
-    registry = tyro.constructors.ConstructorRegistry()
-
-    @registry.primitive_rule
-    def whole_number(info: Any) -> Any:
-        if info.type is not int:
-            return None
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1, metavar="INT", instance_from_str=lambda words: _whole_number(words[0]),
-            is_instance=lambda value: isinstance(value, int), str_from_instance=lambda value: [str(value)])
-
-    function = getattr(target, "func", target)
-    options.setdefault("prog", f"python -m tinylib {function.__name__.strip('_').replace('_', ' ')}")
-    return tyro.cli(_without_return(target), args=arguments, registry=registry,
-                    description=str(function.__doc__).split("\n\n")[0],
-                    config=(tyro.conf.PositionalRequiredArgs,), **options)
-
-
-def _without_return(target: Any) -> Any:
-    """`target` without the annotation of its result, which may name a type that is only known to type checkers."""
-    if not isinstance(target, types.FunctionType):
-        return target
-
-    copy = types.FunctionType(target.__code__, target.__globals__, target.__name__, target.__defaults__)
-    copy.__kwdefaults__ = target.__kwdefaults__
-    copy.__annotations__ = {name: kind for name, kind in target.__annotations__.items() if name != "return"}
-    return copy
-
-
-def _whole_number(word: str) -> int:
-    """A whole number, also as people write large ones.
-
-    >>> _whole_number("4e9"), _whole_number("24_576")
-    (4000000000, 24576)
-    """
-    try:
-        return int(word)
-    except ValueError:
-        value = float(word)
-        if value != int(value):
-            raise ValueError(f"{word} is not a whole number") from None
-        return int(value)
-
-
-class _Lenient:
-    """Lets flags pass unchecked, so that the configuration made of them reports every problem, in one line."""
-
-    def __post_init__(self) -> None:
-        return
-
-
-@dataclasses.dataclass(frozen=True)
-class _ModelFlags(_Lenient, GPTConfig):
-    """The model; --model NAME chooses the preset that the other flags change."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _TrainFlags(_Lenient, TrainConfig, GPTConfig):
-    """A training run; --model NAME chooses the preset that the other flags change, --config FILE a whole run."""
-
-    model: None = dataclasses.field(init=False, default=None)    # type: ignore[assignment] - the flags of GPTConfig spell it out
-
-
-def _taken(arguments: list[str], *options: str, flags: tuple[str, ...] = ()) -> tuple[dict[str, Any], list[str]]:
-    """The values of `options` (and whether `flags` are given), and the other arguments."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for option in options:
-        parser.add_argument(option)
-    for flag in flags:
-        parser.add_argument(flag, action="store_true")
-    found, rest = parser.parse_known_args(arguments)
-    return vars(found), rest
-
-
-def _preset(name: str | None) -> GPTConfig:
-    if name is not None and name not in PRESETS:
-        raise ValueError(f"model={name!r} is not a preset: use one of {', '.join(PRESETS)}")
-    return PRESETS[name or "goldilocks"]
-
-
-def _fields(config: Any, kind: type) -> dict[str, Any]:
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(kind)}
-
-
-def _with_model(function: Callable[..., Any], arguments: list[str]) -> Any:
-    """Call `function(config, …)` with the model that the flags say, and its own parameters as further flags."""
-    if {"-h", "--help"} & set(arguments):
-        _help(function.__name__.strip("_"), functools.partial(function, PRESETS["goldilocks"]), _ModelFlags)
-    taken, rest = _taken(arguments, "--model")
-    default = _ModelFlags(**_fields(_preset(taken["model"]), GPTConfig))
-    flags, rest = _parse(_ModelFlags, rest, default=default, return_unknown_args=True)
-    return _parse(functools.partial(function, GPTConfig(**_fields(flags, GPTConfig))), rest)
-
-
-def _help(verb: str, *targets: Any) -> None:
-    for target in targets:
-        try:
-            _parse(target, ["--help"], prog=f"python -m tinylib {verb}")
-        except SystemExit:
-            continue
-    raise SystemExit(0)
-
-
-def _train_config(arguments: list[str]) -> TrainConfig:
-    """--config FILE (a TrainConfig, or the config.json of a run), or a preset with flags that change it."""
-    if {"-h", "--help"} & set(arguments):
-        _help("train", _TrainFlags)
-    taken, rest = _taken(arguments, "--model", "--config")
-    if taken["config"]:
-        values = json.loads(Path(taken["config"]).read_text(encoding="utf-8"))
-        if rest or taken["model"]:
-            raise ValueError("config=FILE is the whole run and takes no other flag: change the file instead")
-        return from_dict(TrainConfig, values.get("train", values))
-    model = _preset(taken["model"])
-    names = {field.name: field.default for field in dataclasses.fields(TrainConfig) if field.name != "model"}
-    default = _TrainFlags(**_fields(model, GPTConfig), **names)
-    flags = _parse(_TrainFlags, rest, default=default, prog="python -m tinylib train")
-    return TrainConfig(model=GPTConfig(**_fields(flags, GPTConfig)), **{name: getattr(flags, name) for name in names})
-
-
 # The verbs
 
 def size(arguments: list[str]) -> Result:
     """parameters, FLOPs and bytes of a model"""
-    return _with_model(_size, arguments)
+    return with_model(_size, arguments)
 
 
 def _size(config: GPTConfig) -> Result:
@@ -234,7 +107,7 @@ def search(arguments: list[str]) -> Result:
     """shapes of a given size, the best balanced first"""
     from tinylib import sizing
 
-    found = _parse(sizing.search, arguments)
+    found = parse(sizing.search, arguments)
     _show(found.head(12)[["preset", "depth", "dim", "vocab_size", "total", "blocks_percent", "off_percent",
                           "per_layer", "flops_per_token"]].round(2))
     return {"found": len(found), "candidates": found.head(12).to_dict("records")}
@@ -244,14 +117,14 @@ def plan(arguments: list[str]) -> Result:
     """what training a model takes: tokens, steps, time and cost"""
     from tinylib import sizing
 
-    made = _with_model(sizing.plan, arguments)
+    made = with_model(sizing.plan, arguments)
     _show(made.table().to_dict())
     return dataclasses.asdict(made)
 
 
 def corpus(arguments: list[str]) -> Result:
     """fetch NAME: make sure that a corpus is on this machine, and say what it is"""
-    return _parse(_part("corpus", arguments, fetch=_corpus_fetch), arguments[1:])
+    return parse(part("corpus", arguments, fetch=_corpus_fetch), arguments[1:])
 
 
 def _corpus_fetch(name: str, shards: int = 15, refresh: bool = False) -> Result:
@@ -273,16 +146,8 @@ def _corpus_fetch(name: str, shards: int = 15, refresh: bool = False) -> Result:
 
 def tokenize(arguments: list[str]) -> Result:
     """train: learn a vocabulary; shards: encode a corpus with it; eval: how short it makes text"""
-    chosen = _part("tokenize", arguments, train=_tokenize_train, shards=_tokenize_shards, eval=_tokenize_eval)
-    return _parse(chosen, arguments[1:])
-
-
-def _part(verb: str, arguments: list[str], **parts: Callable[..., Result]) -> Callable[..., Result]:
-    """The part of `verb` that the first argument names."""
-    if not arguments or arguments[0] not in parts:
-        given = repr(arguments[0]) if arguments else "nothing"
-        raise ValueError(f"{given} is not a part of this verb: use " + ", ".join(f"{verb} {part}" for part in parts))
-    return parts[arguments[0]]
+    chosen = part("tokenize", arguments, train=_tokenize_train, shards=_tokenize_shards, eval=_tokenize_eval)
+    return parse(chosen, arguments[1:])
 
 
 def _tokenize_train(corpus: str | None = None, vocab_size: int | None = None, max_chars: int | None = None,
@@ -334,13 +199,13 @@ def _tokenize_eval(corpus: str | None = None, tokenizer: Path | None = None) -> 
 
 def train(arguments: list[str]) -> Result | None:
     """train a model, in this process or as one rank of torchrun; --resume goes on from the newest checkpoint"""
-    taken, rest = _taken(arguments, flags=("--resume",))
-    config = _train_config(rest)
+    named, rest = taken(arguments, flags=("--resume",))
+    config = train_config(rest)
     if os.environ.get("TINYLIB_RANK_LOGS") == "1":
         _redirect(config.run)
     from tinylib.train import train as run
 
-    summary = run(config, resume=taken["resume"])
+    summary = run(config, resume=named["resume"])
     if int(os.environ.get("RANK", "0")) != 0:
         return None
     result = dataclasses.asdict(summary)
@@ -362,7 +227,7 @@ def _redirect(folder: str) -> None:
 
 def evaluate(arguments: list[str]) -> Result:
     """bits per byte of a run's newest checkpoint on held-out documents"""
-    return _parse(_eval, arguments)
+    return parse(_eval, arguments)
 
 
 def _eval(run: str, split: str = "val", max_tokens: int | None = None, batch_size: int = 8) -> Result:
@@ -382,7 +247,7 @@ def _eval(run: str, split: str = "val", max_tokens: int | None = None, batch_siz
 
 def sample(arguments: list[str]) -> Result:
     """text that a run's newest checkpoint writes"""
-    return _parse(_sample, arguments)
+    return parse(_sample, arguments)
 
 
 def _sample(run: str, prompt: str = "", max_tokens: int = 200, temperature: float = 0.8, top_k: int | None = 50,
@@ -404,9 +269,25 @@ def _sample(run: str, prompt: str = "", max_tokens: int = 200, temperature: floa
     return {"run": chosen.directory.path, "prompt": prompt, "text": "".join(written), "seed": seed}
 
 
+def export(arguments: list[str]) -> Result:
+    """a run's newest checkpoint as a folder that transformers loads"""
+    return parse(_export, arguments)
+
+
+def _export(run: str, out: Path) -> Result:
+    """Write the newest checkpoint of RUN, a run directory or the name of one, for transformers into the folder OUT."""
+    from tinylib.export import export_transformers
+    from tinylib.launch import attach
+
+    checkpoint = attach(run).directory.checkpoint()
+    result = {"checkpoint": checkpoint, "out": export_transformers(checkpoint, out)}
+    _show(result)
+    return result
+
+
 def runs(arguments: list[str]) -> Result:
     """the runs of this machine: state, step, loss, bits per byte, age"""
-    return _parse(_runs, arguments)
+    return parse(_runs, arguments)
 
 
 def _runs(folder: Path | None = None) -> Result:
@@ -431,7 +312,7 @@ def _facts(run: launch.Run) -> Result:
 
 def doctor(arguments: list[str]) -> Result:
     """what this machine has, what is missing, and what to do about it"""
-    return _parse(_doctor, arguments)
+    return parse(_doctor, arguments)
 
 
 def _doctor() -> Result:
@@ -446,7 +327,7 @@ def _doctor() -> Result:
 
 def course(arguments: list[str]) -> Result:
     """run the notebooks in order; ends with a report and a table"""
-    return _parse(_course, arguments)
+    return parse(_course, arguments)
 
 
 def _course(profile: str | None = None) -> Result:
@@ -458,8 +339,8 @@ def _course(profile: str | None = None) -> Result:
 
 VERBS: dict[str, Callable[[list[str]], Result | None]] = {
     "size": size, "search": search, "plan": plan, "corpus": corpus, "tokenize": tokenize,
-    "train": train, "eval": evaluate, "sample": sample, "runs": runs,
-    "course": course, "doctor": doctor}
+    "train": train, "eval": evaluate, "sample": sample, "export": export,
+    "runs": runs, "course": course, "doctor": doctor}
 
 if __name__ == "__main__":
     sys.exit(main())

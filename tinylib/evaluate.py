@@ -80,26 +80,40 @@ def _tally(model: GPT, x_BT: Tensor, y_BT: Tensor, bytes_V: Tensor) -> Tensor:
 
 def document_bits(model: GPT, tokenizer: Tokenizer, texts: Sequence[str], batch_size: int = 8) -> pd.DataFrame:
     """Each document alone, from its BOS on, in windows of the context: a row with its bytes, tokens and bits."""
+    table = token_bits(model, tokenizer, texts, batch_size).groupby("document").agg(
+        bytes=("bytes", "sum"), tokens=("bits", "size"), bits=("bits", "sum"))
+    return table.reindex(range(len(texts)), fill_value=0).rename_axis(None)
+
+
+def token_bits(model: GPT, tokenizer: Tokenizer, texts: Sequence[str], batch_size: int = 8) -> pd.DataFrame:
+    """`document_bits` in full: a row for each token, in the order of the texts.
+
+    Columns: `document` says which of `texts`, `place` which of its tokens, both from 0; `seen` is how many tokens the
+    model had before it, from 1, for the BOS or the last token of the former window counts; then its `bytes` and `bits`.
+    """
     import pandas as pd
 
-    bytes_V = torch.from_numpy(np.asarray(tokenizer.token_bytes)).to(model.wte.weight.device)
-    table = np.zeros((len(texts), 3))
-    for owners, x_BT, y_BT in _document_windows(tokenizer, texts, model.config.seq_len, batch_size):
+    bytes_V = torch.from_numpy(np.asarray(tokenizer.token_bytes))
+    device, parts = model.wte.weight.device, [np.zeros((5, 0))]
+    for windows, x_BT, y_BT in _document_windows(tokenizer, texts, model.config.seq_len, batch_size):
         with torch.no_grad():
-            nats_BT = model(x_BT.to(bytes_V.device), y_BT.to(bytes_V.device), reduction="none").view_as(y_BT).cpu()
-        bytes_BT = bytes_V.cpu()[y_BT.clamp(min=0)] * (y_BT >= 0)
-        np.add.at(table, owners, np.stack([bytes_BT.sum(1), (y_BT >= 0).sum(1),
-                                           (nats_BT.double() * (bytes_BT > 0)).sum(1) / math.log(2)], axis=1))
-    return pd.DataFrame({"bytes": table[:, 0].astype(int), "tokens": table[:, 1].astype(int), "bits": table[:, 2]})
+            nats_BT = model(x_BT.to(device), y_BT.to(device), reduction="none").view_as(y_BT).cpu()
+        row, column = (y_BT >= 0).nonzero(as_tuple=True)
+        document, start = torch.tensor(windows)[row].T
+        parts.append(torch.stack([document, start + column, column + 1, bytes_V[y_BT[row, column]],
+                                  nats_BT[row, column].double() / math.log(2)]).numpy())
+    table = dict(zip(("document", "place", "seen", "bytes", "bits"), np.concatenate(parts, axis=1), strict=True))
+    whole = dict.fromkeys(("document", "place", "seen", "bytes"), int)
+    return pd.DataFrame(table).astype(whole).sort_values(["document", "place"], ignore_index=True)
 
 
 def _document_windows(tokenizer: Tokenizer, texts: Sequence[str], seq_len: int,
-                      batch_size: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Mini-batches of windows with the documents they belong to; long windows together, so that little is padding."""
+                      batch_size: int) -> Iterator[tuple[list[tuple[int, int]], Tensor, Tensor]]:
+    """Mini-batches of windows, with document and start of each; long windows together, so that little is padding."""
     windows = []
     for owner, ids in enumerate(tokenizer.encode_batch(texts)):
         ids = [tokenizer.bos, *ids]
-        windows += [(owner, ids[at:at + seq_len + 1]) for at in range(0, len(ids) - 1, seq_len)]
+        windows += [((owner, at), ids[at:at + seq_len + 1]) for at in range(0, len(ids) - 1, seq_len)]
     windows.sort(key=lambda window: -len(window[1]))
     for first in range(0, len(windows), batch_size):
         chosen = windows[first:first + batch_size]
@@ -108,7 +122,54 @@ def _document_windows(tokenizer: Tokenizer, texts: Sequence[str], seq_len: int,
         y_BT = torch.full_like(x_BT, -1)
         for row, (_, ids) in enumerate(chosen):
             x_BT[row, :len(ids) - 1], y_BT[row, :len(ids) - 1] = torch.tensor(ids[:-1]), torch.tensor(ids[1:])
-        yield [owner for owner, _ in chosen], x_BT, y_BT
+        yield [where for where, _ in chosen], x_BT, y_BT
+
+
+def bootstrap(bits: Sequence[float], sizes: Sequence[float], *, level: float = 0.95, samples: int = 2000,
+              seed: int = 0) -> tuple[float, float]:
+    """Interval of Σ bits / Σ sizes, had chance picked other documents: they are drawn anew, with replacement.
+
+    Source: Efron 1979, https://doi.org/10.1214/aos/1176344552; the percentile method.
+
+    >>> bootstrap([4.0, 4.0, 4.0], [2.0, 2.0, 2.0])
+    (2.0, 2.0)
+    """
+    drawn = np.random.default_rng(seed).integers(len(bits), size=(samples, len(bits)))
+    ratios = np.asarray(bits, dtype=float)[drawn].sum(1) / np.asarray(sizes, dtype=float)[drawn].sum(1)
+    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Interval of the mean that a few `values`, such as one for each seed, are drawn around.
+
+    Raises ValueError for fewer than two values.
+
+    Source: Student 1908, https://doi.org/10.1093/biomet/6.1.1.
+
+    >>> low, high = t_interval([1.0, 2.0, 3.0])
+    >>> f"{low:.2f} to {high:.2f}"
+    '-0.48 to 4.48'
+    """
+    if len(values) < 2:
+        raise ValueError(f"values={list(values)} have no spread: give two or more")
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    reach = student_t(len(values) - 1, level) * error
+    return mean - reach, mean + reach
+
+
+def student_t(degrees: int, level: float = 0.95) -> float:
+    """How many standard errors to each side hold `level` of Student's t distribution.
+
+    With x = √degrees · tan(angle) its density is cos(angle) to the power of degrees - 1, which is summed up here.
+
+    >>> round(student_t(2), 3), round(student_t(9), 3)
+    (4.303, 2.262)
+    """
+    angle = np.linspace(0, math.pi / 2, 100_001)
+    density = np.cos(angle) ** (degrees - 1)
+    mass = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return math.sqrt(degrees) * math.tan(float(np.interp(level, mass / mass[-1], angle)))
 
 
 def xz_bits(texts: Iterable[str]) -> list[int]:

@@ -259,4 +259,92 @@ def _rows_of(answer: Callable[[int, int, int, int], range]) -> None:
 
 # Notebook 05: evaluation
 
+
+@_checker("05.1")
+def _bits_per_byte(answer: Callable[[float, int, int], float]) -> None:
+    for loss, tokens, size in ((math.log(256), 1000, 2000), (5.2, 240, 855), (3.1, 10, 47)):
+        found, right = _given(answer(loss, tokens, size)), loss * tokens / size / math.log(2)
+        assert not math.isclose(found, loss * tokens / size), "that is nats per byte: a bit is ln 2 nats"
+        assert not math.isclose(found, loss / math.log(2)), "that is bits per token: how many tokens make a byte?"
+        assert math.isclose(found, right, rel_tol=1e-6), \
+            f"{tokens} tokens of {loss:.3f} nats for {size} bytes make {right:.4f} bits per byte, not {found:.4f}"
+
+
+@_checker("05.2")
+def _chances(answer: Callable[[list[float], float], list[float]]) -> None:
+    import torch
+
+    for logits, temperature in (([1.0, 2.0, 3.0], 1.0), ([1.0, 2.0, 3.0], 0.5), ([0.3, -0.2, 0.0, 5.0], 4.0),
+                                ([900.0, 1000.0], 1.0), ([1.0, 7.0, 3.0], 0)):
+        found = torch.tensor([float(chance) for chance in _given(answer(list(logits), temperature))])
+        right = torch.tensor(logits)
+        right = (right / temperature).softmax(0) if temperature else (right == right.max()).float()
+        assert found.shape == right.shape and abs(float(found.sum()) - 1) < 1e-4, \
+            f"for {logits} at temperature {temperature:g} the chances {found.tolist()} don't add up to 1, one a logit"
+        assert torch.allclose(found, right, atol=1e-4), (
+            f"for {logits} at temperature {temperature:g} the chances are {[round(c, 4) for c in right.tolist()]}, not "
+            f"{[round(c, 4) for c in found.tolist()]}: divide the logits, not the chances; 0 means the likeliest only")
+
+
+@_checker("05.3")
+def _uniform_bits_per_byte(answer: Callable[[Any, str], float]) -> None:
+    from tinylib.tokenizer import Tokenizer
+
+    text = "Return the sum of the values. Größe und Maß: größer, am größten. Return the mean of the values."
+    for vocab_size in (270, 290):
+        tokenizer = Tokenizer.train([text], vocab_size)
+        for sample in (text, "Return", "Maß"):
+            found, ids = _given(answer(tokenizer, sample)), tokenizer.encode(sample)
+            bits = len(ids) * math.log2(tokenizer.vocab_size)
+            assert not math.isclose(found, bits / len(sample)) or sample.isascii(), \
+                f"that is bits per character: in UTF-8 {sample!r} has more bytes than characters"
+            assert math.isclose(found, bits / len(sample.encode()), rel_tol=1e-6), (
+                f"{len(ids)} tokens out of {tokenizer.vocab_size} for {len(sample.encode())} bytes make "
+                f"{bits / len(sample.encode()):.4f} bits per byte, not {found:.4f}")
+
+
 # Notebook 06: weight tying
+
+
+@_checker("06.1")
+def _tied_std(answer: Callable[[int, float], float]) -> None:
+    import torch
+
+    from tinylib.model import rms_norm
+
+    generator = torch.Generator().manual_seed(0)
+    for dim, logit in ((512, 0.5), (128, 0.5), (64, 8.0)):
+        std = _given(answer(dim, logit))
+        table_VD = torch.randn(2000, dim, generator=generator) * std
+        found = float((rms_norm(rms_norm(table_VD)) * table_VD).sum(1).mean())    # the first and the last norm
+        assert abs(found / logit - 1) < 0.05, (
+            f"at width {dim} a std of {std:.3g} makes a token's own logit {found:.3g}, not {logit:g}: norms divide a "
+            "row by its std, and D squares of numbers with std 1 add up to about D")
+
+
+@_checker("06.2")
+def _saved_bytes(answer: Callable[[Any], int]) -> None:
+    from dataclasses import replace
+
+    from tinylib.config import PRESETS, GPTConfig
+    from tinylib.sizing import optimizer_bytes, weight_bytes
+
+    for config in (PRESETS["goldilocks"], PRESETS["nano"], GPTConfig(5, 128, 10_000)):
+        tied, found = replace(config, tied=True), _given(answer(config))
+        right = weight_bytes(config) + optimizer_bytes(config) - weight_bytes(tied) - optimizer_bytes(tied)
+        assert found == right, (f"V = {config.vocab_size:,} and D = {config.dim} save {right:,} bytes, not {found:,}: "
+                                "a number has 4 bytes, and beside each parameter of a table AdamW keeps two more")
+
+
+@_checker("06.3")
+def _better(answer: Callable[[list[float], list[float]], str]) -> None:
+    from tinylib.evaluate import t_interval
+
+    cases = [([2.01, 2.12, 2.21], [2.00, 2.10, 2.20]), ([2.00, 2.10, 2.20], [2.02, 2.12, 2.23]),
+             ([2.00, 2.10, 2.20], [2.05, 2.08, 2.21]), ([1.90, 2.00, 2.10], [2.00, 1.95, 2.40]), ([1, 2], [3, 4.1])]
+    for first, second in cases:
+        low, high = t_interval([a - b for a, b in zip(first, second, strict=True)])
+        right = "first" if high < 0 else "second" if low > 0 else "neither"
+        found = _given(answer(list(first), list(second)))
+        assert found == right, (f"{first} against {second}: their mean difference is between {low:.3f} and {high:.3f}, "
+                                f"so {right!r}, not {found!r}: pair the seeds, and lower is better")

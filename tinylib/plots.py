@@ -47,9 +47,13 @@ class Figure(_Figure):
     """A matplotlib figure that a notebook can show without pyplot."""
 
     def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=110)
-        return buffer.getvalue()
+        from PIL import Image  # matplotlib brings it along
+
+        drawn, packed = io.BytesIO(), io.BytesIO()
+        self.savefig(drawn, format="png", dpi=110)
+        # A notebook keeps its figures in the file, and a palette of 256 colours takes a third of the bytes.
+        Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(packed, "png", optimize=True)
+        return packed.getvalue()
 
 
 @contextmanager
@@ -306,10 +310,11 @@ def training_curves(runs: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], note:
         left.plot(steps.index, smooth, color=colour, label=name)
         right.plot(evaluations.index, evaluations["val_bpb"], "o-", color=colour, label=name, markersize=4)
         for at, value in evaluations["val_bpb"].items():
-            right.annotate(f"{value:.2f}", (at, value), xytext=(0, 6), textcoords="offset points", ha="center",
-                           fontsize=8, color=colour)
-    left.set(xlabel="optimizer steps", ylabel="training loss, nats per token")
-    right.set(xlabel="optimizer steps", ylabel="validation, bits per byte", xlim=(0, None))
+            right.annotate(f"{value:.2f}", (at, value), xytext=(3, 4), textcoords="offset points", fontsize=8,
+                           color=colour)
+    longest = max(steps.index[-1] for steps, _ in runs.values())
+    left.set(xlabel="optimizer steps", ylabel="training loss, nats per token", xlim=(0, longest))
+    right.set(xlabel="optimizer steps", ylabel="validation, bits per byte", xlim=(0, 1.15 * longest))
     right.margins(y=0.15)
     left.set_title("What is minimised")
     right.set_title("What we judge by")
@@ -328,17 +333,17 @@ def distance_only(scores_TT: np.ndarray) -> Figure:
 
     Right, every pair is a dot: where all dots of a distance fall on one another, the scores know nothing but distance.
     """
-    figure, (left, right) = canvas(columns=2, height_in=3.2)
+    figure, (left, right) = canvas(columns=2, height_in=3.2, gridspec_kw={"width_ratios": (1.2, 1)})
     scores_TT = np.asarray(scores_TT)
-    image = left.imshow(scores_TT, cmap="RdBu_r", vmin=-abs(scores_TT).max(), vmax=abs(scores_TT).max())
+    image = left.imshow(scores_TT, cmap="magma_r")
     figure.colorbar(image, ax=left, shrink=0.8, label="query · key")
     left.grid(visible=False)
     left.set(xlabel="position of the key", ylabel="position of the query")
     left.set_title("Every pair of positions")
     query, key = np.indices(scores_TT.shape)
     right.plot((query - key).ravel(), scores_TT.ravel(), ".", markersize=3, color=PALETTE["blue"])
-    right.set(xlabel="query's position - key's position, tokens", ylabel="query · key")
-    right.set_title("The same scores by distance")
+    right.set(xlabel="query's minus key's position", ylabel="query · key")
+    right.set_title("The same, by distance")
     return figure
 
 
@@ -372,7 +377,7 @@ def losses_by_step(curves: Mapping[str, Sequence[float]], levels: Mapping[str, f
                       ha="right", fontsize=8)
     axes.set(ylim=(0, None), xlabel="step", ylabel="loss, nats per token")
     axes.set_title(title)
-    axes.legend(loc="center right")
+    axes.legend(loc="best")
     return figure
 
 
@@ -380,12 +385,12 @@ def losses_by_step(curves: Mapping[str, Sequence[float]], levels: Mapping[str, f
 def gradients(norms: pd.DataFrame) -> Figure:
     """Norm of the gradient of each matrix, by layer: a row of `norms` a layer, a column a kind of matrix."""
     figure, axes = canvas(height_in=3.0)
-    for (name, norm), colour in zip(norms.items(), _CURVES, strict=False):
+    for (name, norm), colour in zip(norms.items(), (*_CURVES[:5], PALETTE["black"]), strict=False):
         axes.plot(norms.index, norm, "o-", color=colour, label=name, markersize=4, linewidth=1.3)
     axes.set_yscale("log")
     axes.set_xticks(list(norms.index))
     axes.set(xlabel="layer, 0 reads the embedding", ylabel="norm of the gradient")
-    axes.set_title("How much of the loss reaches each layer")
+    axes.set_title("The gradient in each layer")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
     return figure
 
@@ -407,7 +412,7 @@ def singular_values(values: Mapping[str, np.ndarray]) -> Figure:
 def attention(weights_LNTT: np.ndarray, tokens: Sequence[str]) -> Figure:
     """A heat map of attention weights for each head, a row of maps for each layer; `tokens` label both axes."""
     layers, heads = np.shape(weights_LNTT)[:2]
-    figure = Figure(figsize=(7.0, 3.5 * layers * 2 / heads), layout="constrained")
+    figure = Figure(figsize=(7.0, 6.2 * layers / heads), layout="constrained")
     grid = figure.subplots(layers, heads, squeeze=False, sharex=True, sharey=True)
     for (layer, head), axes in np.ndenumerate(grid):
         image = axes.imshow(weights_LNTT[layer][head], cmap="magma_r", vmin=0, vmax=1)
@@ -419,4 +424,153 @@ def attention(weights_LNTT: np.ndarray, tokens: Sequence[str]) -> Figure:
     figure.supxlabel("token that is looked at", fontsize=10)
     figure.supylabel("token that looks", fontsize=10)
     figure.colorbar(image, ax=grid, shrink=0.6, label="attention weight, share of 1")
+    return figure
+
+
+# Evaluation
+
+
+@style()
+def race(evaluations: pd.Series, final: tuple[float, float, float], lines: Mapping[str, float],
+         note: str = "") -> Figure:
+    """Bits per byte of a run by step, over the lines that compressors draw.
+
+    `final` is what the model needs for the text of the lines, with both ends of its interval; `note` goes below.
+    """
+    figure, axes = canvas(height_in=3.6)
+    last, (value, low, high) = evaluations.index[-1], final
+    axes.plot(evaluations.index, evaluations, "o-", color=PALETTE["blue"], markersize=4, label="the model, in training")
+    axes.errorbar([1.04 * last], [value], [[value - low], [high - value]], fmt="D", color=PALETTE["red"], capsize=4,
+                  markersize=6, label="the model, on the text of the lines")
+    for name, line in lines.items():
+        axes.axhline(line, color=PALETTE["black"], linewidth=1.2, linestyle="--")
+        axes.annotate(f"{name}: {line:.2f}", (0.99, line), xycoords=("axes fraction", "data"), xytext=(0, 3),
+                      textcoords="offset points", ha="right", fontsize=8,
+                      bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5})
+    axes.annotate(f"{value:.2f}", (1.04 * last, value), xytext=(7, -3), textcoords="offset points", fontsize=9,
+                  color=PALETTE["red"])
+    axes.set(ylim=(0, None), xlim=(-0.02 * last, 1.6 * last), xlabel="optimizer steps", ylabel="bits per byte")
+    axes.set_title("What a held-out byte costs")
+    axes.legend(loc="lower left")
+    if note:
+        footnote(figure, note)
+    return figure
+
+
+@style()
+def document_scatter(table: pd.DataFrame) -> Figure:
+    """A point a document: what `xz` needs against what the model needs, larger documents as larger points.
+
+    `table` has the columns `bytes`, `model` and `xz`, the last two in bits per byte.
+    """
+    figure, axes = canvas(height_in=4.0, width_in=5.4)
+    wins = table["model"] < table["xz"]
+    for chosen, colour, label in ((wins, "blue", "the model needs fewer bits"), (~wins, "red", "xz needs fewer bits")):
+        part = table[chosen]
+        axes.scatter(part["xz"], part["model"], s=2 * np.sqrt(part["bytes"]), color=PALETTE[colour], alpha=0.55,
+                     linewidth=0, label=f"{label}: {len(part)} documents")
+    ends = [0.9 * table[["model", "xz"]].min().min(), 1.1 * table[["model", "xz"]].max().max()]
+    axes.plot(ends, ends, color=PALETTE["black"], linewidth=1, linestyle="--")
+    ticks = [tick for tick in (0.5, 1, 2, 4, 8, 16, 32) if ends[0] < tick < ends[1]]
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
+        axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set(xlabel="xz -9, bits per byte", ylabel="the model, bits per byte")
+    axes.set_title("Each document by itself")
+    legend = axes.legend(loc="upper left")
+    for handle in legend.legend_handles:
+        handle.set_sizes([40])
+    return figure
+
+
+@style()
+def where_bits_go(by_seen: pd.Series, by_kind: pd.DataFrame) -> Figure:
+    """Left: bits per byte by how many tokens the model has seen; right: by kind of document, beside `xz`.
+
+    `by_seen` is indexed by the largest number of tokens of each bin, `by_kind` has the columns `model` and `xz`.
+    """
+    figure, (left, right) = canvas(columns=2, height_in=3.6)
+    left.plot(by_seen.index, by_seen, "o-", color=PALETTE["blue"])
+    left.set_xscale("log", base=2)
+    left.set_xticks(by_seen.index[::2], [f"{seen:,}" for seen in by_seen.index[::2]])
+    left.minorticks_off()
+    left.set(ylim=(0, None), xlabel="tokens seen in the window, up to", ylabel="bits per byte")
+    left.set_title("By position")
+    place = np.arange(len(by_kind))
+    right.barh(place - 0.2, by_kind["model"], height=0.4, color=PALETTE["blue"], label="the model")
+    right.barh(place + 0.2, by_kind["xz"], height=0.4, color=PALETTE["grey"], label="xz -9, each document")
+    right.set_yticks(place, by_kind.index, fontsize=8)
+    right.invert_yaxis()
+    right.grid(axis="y", visible=False)
+    right.set_xlabel("bits per byte")
+    right.set_title("By kind")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=2)
+    return figure
+
+
+# Weight tying
+
+
+@style()
+def tied_start(table: pd.DataFrame, uniform: float, chosen: float) -> Figure:
+    """Loss and own-token logit of a tied model before training, against the std that its table is drawn with.
+
+    `table` is indexed by std, with the columns `loss` and `own_logit`; `uniform` is ln V, `chosen` the std of ours.
+    """
+    figure, (left, right) = canvas(columns=2, height_in=3.2)
+    left.plot(table.index, table["loss"], "o-", color=PALETTE["blue"])
+    left.axhline(uniform, color=PALETTE["black"], linewidth=1, linestyle="--")
+    left.annotate("ln V, a uniform guess", (0.03, uniform), xycoords=("axes fraction", "data"), xytext=(0, -11),
+                  textcoords="offset points", fontsize=8)
+    left.set(ylim=(0, None), ylabel="first loss, nats per token")
+    left.set_title("What it costs")
+    right.plot(table.index, table["own_logit"], "o-", color=PALETTE["blue"])
+    right.set(ylim=(0, None), ylabel="logit of the token just read")
+    right.set_title("What it says")
+    for axes in (left, right):
+        axes.set_xscale("log")
+        axes.set_xlabel("std of the table")
+        axes.axvline(chosen, color=PALETTE["red"], linewidth=1, linestyle=":")
+        axes.annotate("ours", (chosen, 0.02), xycoords=("data", "axes fraction"), xytext=(3, 2),
+                      textcoords="offset points", fontsize=8, color=PALETTE["red"])
+    return figure
+
+
+@style()
+def rate_curves(table: pd.DataFrame, note: str = "") -> Figure:
+    """Bits per byte against a learning rate, a column of `table` for each table that has one; rings mark the best."""
+    figure, axes = canvas(height_in=3.4)
+    colours = (PARTS["wte"], PARTS["lm_head"], PALETTE["black"])
+    for (name, curve), colour in zip(table.items(), colours, strict=False):
+        axes.plot(curve.index, curve, "o-", color=colour, label=name, markersize=4)
+        axes.plot(curve.idxmin(), curve.min(), "o", color=colour, markersize=12, markerfacecolor="none")
+    axes.set_xscale("log")
+    axes.set_xticks(list(table.index), [f"{rate:g}" for rate in table.index])
+    axes.minorticks_off()
+    axes.set(xlabel="learning rate, before the factor for the width", ylabel="validation, bits per byte")
+    axes.set_title("One table, two wishes")
+    axes.legend(loc="upper left")
+    if note:
+        footnote(figure, note)
+    return figure
+
+
+@style()
+def paired_differences(differences: pd.DataFrame, intervals: Mapping[str, tuple[float, float]],
+                       note: str = "") -> Figure:
+    """A point a seed, a bar for the interval of their mean; a row a column of `differences`, in bits per byte."""
+    figure, axes = canvas(height_in=1.2 + 0.55 * len(intervals))
+    for place, (name, (low, high)) in enumerate(intervals.items()):
+        axes.plot([low, high], [place, place], color=PALETTE["blue"], linewidth=6, alpha=0.3, solid_capstyle="butt")
+        axes.plot(differences[name], [place] * len(differences), "o", color=PALETTE["blue"], markersize=5)
+        axes.plot(differences[name].mean(), place, "|", color=PALETTE["black"], markersize=18, markeredgewidth=2)
+    axes.axvline(0, color=PALETTE["black"], linewidth=1)
+    axes.set_yticks(range(len(intervals)), list(intervals))
+    axes.set_ylim(len(intervals) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    axes.set(xlabel="difference, bits per byte; left of zero the first is better")
+    axes.set_title("Same seed, same batches: the difference")
+    if note:
+        footnote(figure, note)
     return figure

@@ -56,7 +56,8 @@ class Process:
 
         try:
             found = psutil.Process(self.pid)
-            return abs(found.create_time() - self.started_s) < 1.0 and found.status() != psutil.STATUS_ZOMBIE
+            # Linux tells starts by its clock, which is corrected now and then; no pid comes again within seconds.
+            return abs(found.create_time() - self.started_s) < 5.0 and found.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
 

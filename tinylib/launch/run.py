@@ -1,9 +1,4 @@
-"""Start a training run on many processes from a notebook cell, and follow, stop or resume it from anywhere.
-
-`launch` starts torchrun in a process session of its own and returns at once, so an interrupted, restarted or closed
-kernel doesn't touch the training.  A `Run` keeps nothing in memory: all it shows is read from the run directory.
-Sessions and signals are POSIX's; on Windows train in the calling process, with `tinylib.train.train`.
-"""
+"""A run directory and the processes that write it: `Run`, and how to find one."""
 
 from __future__ import annotations
 
@@ -12,28 +7,21 @@ import html
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tinylib import hardware
-from tinylib.config import ConfigError, TrainConfig, from_dict
+from tinylib.config import TrainConfig, from_dict
+from tinylib.launch.progress import Screen, progress_line
 from tinylib.rundir import ENDED, Process, RunDirectory, State
-from tinylib.sizing import plan_batch
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from tinylib.model import GPT
-
-TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE",
-                      "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT")
-TORCHRUN_PREFIXES = ("TORCHELASTIC_", "PET_")
 
 
 class RunFailed(RuntimeError):
@@ -85,10 +73,12 @@ class Run:
 
         Interrupting the cell leaves the training alone.
         """
-        screen = _Screen()
-        for _ in self._until_ended(max(0.5, every_s)):
-            screen.show(self._line())
-        screen.show(self._line())
+        screen = Screen()
+        try:
+            for _ in self._until_ended(max(0.5, every_s)):
+                screen.show(progress_line(self.directory, self.state))
+        finally:
+            screen.show(progress_line(self.directory, self.state))
 
     def wait(self, timeout_s: float | None = None) -> dict[str, Any]:
         """The summary of the run, once it has finished and its processes are gone.
@@ -116,14 +106,14 @@ class Run:
             _signal(process, signal.SIGTERM)
         if ranks:
             # torchrun ends by itself once all its ranks have.
-            _wait_until(lambda: not self.directory.alive(), timeout_s + self._step_s())
+            wait_until(lambda: not self.directory.alive(), timeout_s + self._step_s())
         if "agent" in self.directory.alive():
             # Halted, it starts no further rank while its family is counted.
             _signal(self.directory.processes()["agent"], signal.SIGSTOP)
         family += _family(self.directory)
         for process in family:
             _signal(process, signal.SIGKILL)
-        _wait_until(lambda: not any(process.alive() for process in family), 10.0)
+        wait_until(lambda: not any(process.alive() for process in family), 10.0)
         if self.directory.status()["state"] == "lost":
             self.directory.write_status("stopped", detail="ended by force: the newest checkpoint is older than the end")
 
@@ -134,13 +124,16 @@ class Run:
         """
         if self.state == "finished":
             raise ValueError(f"{self!r} has taken all its steps: start a new run for more of them")
+        # `start` needs this class, so it can't be imported on top.
+        from tinylib.launch.start import launch
+
         written = self.directory.read_config()
         config = replace(from_dict(TrainConfig, written["train"]), run=str(self.directory.path))
         return launch(config, nproc_per_node or written["world_size"], resume=True)
 
     def remove(self) -> None:
         """Delete the run directory; raises ValueError while a process of the run is alive."""
-        _refuse_alive(self.directory)
+        refuse_alive(self.directory)
         if self.directory.path.is_dir():
             shutil.rmtree(self.directory.path)
 
@@ -170,7 +163,7 @@ class Run:
 
     def _failure(self) -> RunFailed:
         # The rank that failed drags others down: let them record it too, then blame the first.
-        _wait_until(lambda: not self.directory.alive(), 5.0)
+        wait_until(lambda: not self.directory.alive(), 5.0)
         errors = self.directory.errors()
         if errors:
             return RunFailed(f"rank {errors[0]['rank']} of run {self.directory.name}:\n{errors[0]['traceback']}")
@@ -187,46 +180,6 @@ class Run:
     def _step_s(self) -> float:
         step = self.directory.last("step")
         return float(step["dt_s"]) if step else 0.0
-
-    def _line(self) -> str:
-        """State, step, loss, bits per byte, tokens per second and time left, in one line."""
-        steps, recent = int(self.directory.read_config()["train"]["steps"]), self.metrics().tail(10)
-        parts, evaluation = [f"{self.directory.name}: {self.state}"], self.directory.last("eval")
-        if len(recent):
-            step = int(recent.index[-1])
-            parts += [f"step {step:,} of {steps:,} {_bar(step / steps)}", f"loss {recent['loss'].iloc[-1]:.3f}"]
-        if evaluation:
-            parts += [f"{evaluation['val_bpb']:.3f} bits per byte"]
-        if len(recent):
-            parts += [f"{recent['tokens_per_s'].median():,.0f} tokens/s"]
-            if self.state == "running":
-                parts += [f"{_clock((steps - step) * recent['dt_s'].median())} left"]
-        return "  ".join(parts)
-
-
-def launch(config: TrainConfig, nproc_per_node: int | Literal["auto"] = "auto", *, resume: bool = False,
-           replace_ended: bool = False) -> Run:
-    """Start `config` under torchrun in a process session of its own; returns in well under two seconds.
-
-    "auto" means one process per GPU; without a GPU one process, which by itself already uses every core.
-    `resume` goes on from the newest checkpoint; `replace_ended` first removes an earlier run of that directory, unless
-    it is still running.  What can be checked is checked here, before anything is written: ConfigError for a batch
-    that doesn't divide among the processes, FileNotFoundError for missing shards, ValueError for shards of another
-    vocabulary or a run that is still alive, FileExistsError for a run directory that is taken.
-    """
-    if sys.platform == "win32":
-        raise OSError("launch needs POSIX sessions and signals: on Windows use tinylib.train.train(config), or WSL")
-    path = Path(config.run).resolve()
-    config = replace(config, run=str(path), data=str(Path(config.data).resolve()))
-    processes = _processes(config, nproc_per_node)
-    plan_batch(config.total_batch_size, config.device_batch_size, config.model.seq_len, processes)
-    _check_data(config)
-    run = Run(path)
-    _check_directory(run, resume, replace_ended)
-    run.directory.create({"train": asdict(config), "world_size": processes})
-    run.directory.forget_start()
-    _start(run.directory, processes, resume)
-    return run
 
 
 def attach(path: str | os.PathLike[str] | None = None) -> Run:
@@ -253,70 +206,13 @@ def runs(folder: str | os.PathLike[str]) -> list[Run]:
     return [Run(directory.path) for directory in sorted(found, key=lambda found: found.config.stat().st_mtime)]
 
 
-def _processes(config: TrainConfig, nproc_per_node: int | Literal["auto"]) -> int:
-    gpus = 0
-    if config.device in ("auto", "cuda"):
-        import torch
-
-        gpus = torch.cuda.device_count()    # counts without taking hold of a device in this process
-    if nproc_per_node == "auto":
-        return max(1, gpus)
-    if not isinstance(nproc_per_node, int) or isinstance(nproc_per_node, bool) or nproc_per_node < 1:
-        raise ConfigError("launch", [f"nproc_per_node={nproc_per_node!r} is not a whole number above zero: "
-                                     'use 1 or more, or "auto"'])
-    if gpus and nproc_per_node > gpus:
-        raise ConfigError("launch", [f"nproc_per_node={nproc_per_node} is more than this machine's GPUs: "
-                                     f'use {gpus} or fewer, or device="cpu"'])
-    return nproc_per_node
-
-
-def _check_data(config: TrainConfig) -> None:
-    from tinylib.shards import Shards
-
-    shards, _ = Shards(config.data, "train"), Shards(config.data, "val")
-    if shards.vocab_size > config.model.vocab_size:
-        raise ConfigError("launch", [f"vocab_size={config.model.vocab_size} is smaller than the {shards.vocab_size} "
-                                     f"ids of the shards in {config.data}: use {shards.vocab_size}, or other shards"])
-
-
-def _refuse_alive(directory: RunDirectory) -> None:
+def refuse_alive(directory: RunDirectory) -> None:
+    """Raise ValueError while a process of the run is alive."""
     alive = directory.alive()
     if alive:
         pids = ", ".join(f"{role} {process.pid}" for role, process in alive.items())
         raise ValueError(f"run={str(directory.path)!r} still runs ({pids}): follow it with attach({directory.name!r}), "
                          f"end it with attach({directory.name!r}).stop(), or choose another run directory")
-
-
-def _check_directory(run: Run, resume: bool, replace_ended: bool) -> None:
-    directory = run.directory
-    _refuse_alive(directory)
-    if resume:
-        directory.read_config()
-    elif directory.exists() and replace_ended:
-        run.remove()
-    elif directory.path.exists() and any(directory.path.iterdir()):
-        raise FileExistsError(f"run={str(directory.path)!r} is taken: choose another run directory, or pass "
-                              "resume=True to go on from its newest checkpoint, or replace_ended=True to start afresh")
-
-
-def _start(directory: RunDirectory, processes: int, resume: bool) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
-               "--nproc-per-node", str(processes), "--max-restarts", "0", "--log-dir", str(directory.logs / "torchrun"),
-               "-m", "tinylib", "train", "--config", str(directory.config), *(["--resume"] if resume else [])]
-    with directory.agent_log.open("ab") as log:
-        agent = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                                 start_new_session=True, env=_environment(processes))
-    directory.write_pid("agent", Process.of(agent.pid))
-    # Whoever started a process must collect its exit, or it stays as a zombie for as long as the kernel lives.
-    threading.Thread(target=agent.wait, name=f"reap {agent.pid}", daemon=True).start()
-
-
-def _environment(processes: int) -> dict[str, str]:
-    """This process's variables without those of a torchrun around it, and with this machine's cores shared out."""
-    kept = {name: value for name, value in os.environ.items()
-            if name not in TORCHRUN_VARIABLES and not name.startswith(TORCHRUN_PREFIXES)}
-    return kept | {"OMP_NUM_THREADS": str(max(1, hardware.cores() // processes)), "PYTHONUNBUFFERED": "1",
-                   "TINYLIB_RANK_LOGS": "1"}
 
 
 def _family(directory: RunDirectory) -> list[Process]:
@@ -338,7 +234,7 @@ def _signal(process: Process, number: signal.Signals) -> None:
             os.kill(process.pid, number)
 
 
-def _wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
+def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
     """Whether `condition` came true in time."""
     deadline_s = time.monotonic() + timeout_s
     while not condition():
@@ -346,54 +242,3 @@ def _wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
             return False
         time.sleep(0.05)
     return True
-
-
-def _bar(share: float, width: int = 20) -> str:
-    """A bar of text.
-
-    >>> _bar(0.25, width=8)
-    '██░░░░░░'
-    """
-    return "█" * round(share * width) + "░" * (width - round(share * width))
-
-
-def _clock(seconds: float) -> str:
-    """Hours, minutes and seconds.
-
-    >>> _clock(75), _clock(3_675)
-    ('1:15', '1:01:15')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
-
-
-class _Screen:
-    """One line of text that is updated in place: in a notebook by its display, in a terminal by a carriage return."""
-
-    def __init__(self) -> None:
-        ipython = sys.modules.get("IPython")
-        shell = ipython.get_ipython() if ipython else None
-        self.notebook = hasattr(shell, "kernel")
-        self.handle: Any = None
-        self.shown = ""
-
-    def show(self, text: str) -> None:
-        """Replace the line; a text that is already there is not sent again."""
-        if text == self.shown:
-            return
-        if self.notebook:
-            self._display(text)
-        elif sys.stdout.isatty():
-            print(f"\r{text:<{len(self.shown)}}", end="", flush=True)
-        else:
-            print(text, flush=True)
-        self.shown = text
-
-    def _display(self, text: str) -> None:
-        from IPython.display import display
-
-        bundle = {"text/plain": text}
-        if self.handle is None:
-            self.handle = display(bundle, raw=True, display_id=True)
-        else:
-            self.handle.update(bundle, raw=True)

@@ -1,0 +1,137 @@
+"""Every exercise: its stub is not yet solved, its reference solution is, and plausible wrong answers are not."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import math
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tinylib.config import PRESETS, GPTConfig
+from tinylib.exercises import check, exercises
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+
+
+def load(path: Path) -> ModuleType:
+    """The module in a file that lies outside of any package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+SOLUTIONS: dict[str, Any] = load(NOTEBOOKS / "solutions.py").SOLUTIONS
+
+
+def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None = None, first: int = 1) -> Any:
+    """Attention with a scale and a mask that may be wrong."""
+    scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+    hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(first)
+    return scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v
+
+
+WRONG: dict[str, list[tuple[Any, str]]] = {
+    "01.1": [(lambda depth, dim: 6 * depth * dim, "12·L·D²"), (lambda depth, dim: 24_576, "12·L·D²")],
+    "01.2": [(lambda config: config.depth, "still fits"), (lambda config: 2 * config.depth + 1, "more than"),
+             (lambda config: 2.0 * config.depth, "whole")],
+    "01.3": [(lambda: PRESETS["goldilocks"], "fewer than 8"), (lambda: GPTConfig(16, 256, 49_152), "20 million"),
+             (lambda: 20e6, "return a GPTConfig")],
+    "02.1": [(lambda ids: (ids[0], ids[1]), "another one"), (lambda ids: (0, 0), "never stands side by side")],
+    "02.2": [(lambda ids, pair, new: [new if token in pair else token for token in ids], "merging"),
+             (lambda ids, pair, new: ids, "merging")],
+    "02.3": [(lambda word, merges: list(word), "tiktoken makes")],
+    "03.1": [(lambda q, k, v: causal(q, k, v, first=9999), "sees every key"),
+             (lambda q, k, v: causal(q, k, v, scale=1.0), "square root"),
+             (lambda q, k, v: causal(q, k, v, first=0), "infinities or nans"),
+             (lambda q, k, v: causal(q, k, v).transpose(1, 2), "shape"), (causal(*torch.ones(3, 1, 1, 1, 1)), "raised"),
+             (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), "torch's own")],
+    "03.2": [(lambda vocab, cap: math.log(vocab), "surest"), (lambda vocab, cap: 0.0, "surest"),
+             (lambda vocab, cap: math.log1p((vocab - 1) * math.exp(-cap)), "need not stop at 0")],
+    "03.3": [(lambda gradient: gradient / gradient.norm(), "singular values run"), (torch.sign, "singular values run"),
+             (lambda gradient: torch.linalg.svd(gradient)[0], "became"),
+             (lambda gradient: -SOLUTIONS["03.3"](gradient), "elsewhere")],
+    "04.1": [(lambda means, counts: sum(means) / len(means), "divide once"),
+             (lambda means, counts: sum(means), "divide once")],
+    "04.2": [(lambda total, batch, length, world: total // (batch * length * world), "does not divide is None"),
+             (lambda total, batch, length, world: total // (batch * length), "one round")],
+    "04.3": [(lambda rank, world, step, batch: range(rank * batch, (rank + 1) * batch), "must take each of the rows"),
+             (lambda rank, world, step, batch: range(batch), "must take each of the rows"),
+             (lambda rank, world, step, batch: range(rank, rank + 1), "each rank takes")],
+    "05.1": [(lambda loss, tokens, size: loss * tokens / size, "nats per byte"),
+             (lambda loss, tokens, size: loss / math.log(2), "bits per token"),
+             (lambda loss, tokens, size: loss * size / tokens / math.log(2), "make")],
+    "05.2": [(lambda logits, temperature: logits, "add up to 1"),
+             (lambda logits, temperature: torch.tensor(logits).softmax(0).tolist(), "divide the logits"),
+             (lambda logits, temperature: [math.exp(logit / temperature) for logit in logits], "add up to 1")],
+    "05.3": [(lambda tokenizer, text: len(tokenizer.encode(text)) * math.log2(tokenizer.vocab_size) / len(text),
+              "bits per character"), (lambda tokenizer, text: math.log2(tokenizer.vocab_size), "bits per byte")],
+    "06.1": [(lambda dim, logit: logit / dim ** 0.5, "add up to about D"), (lambda dim, logit: 0.02, "own logit")],
+    "06.2": [(lambda config: config.vocab_size * config.dim, "4 bytes"),
+             (lambda config: 4 * config.vocab_size * config.dim, "two more")],
+    "06.3": [(lambda first, second: "second" if sum(first) > sum(second) else "first", "pair the seeds"),
+             (lambda first, second: "neither", "pair the seeds")],
+}
+"""Wrong answers of each exercise, with a word of the hint they must get."""
+
+
+def stub(exercise: str) -> tuple[str, Any]:
+    """Name and value of what the exercise's cell hands to `check`, with its function defined and nothing else run."""
+    [path] = NOTEBOOKS.glob(f"{exercise[:2]}_*.ipynb")
+    cells = ["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+             if cell["cell_type"] == "code"]
+    [cell] = [cell for cell in cells if f'check("{exercise}"' in cell]
+    tree = ast.parse(cell)
+    call = tree.body[-1].value
+    assert isinstance(call, ast.Call), f"the last line of {exercise}'s cell is not the check"
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    found: dict[str, Any] = {}
+    # Annotations stay text, for the names in them come from other cells.
+    exec(compile(ast.Module(functions, []), exercise, "exec", flags=annotations.compiler_flag), found)
+    return call.args[1].id, found[call.args[1].id]
+
+
+def test_every_exercise_has_a_solution_and_wrong_answers():
+    assert set(SOLUTIONS) == set(exercises()) == set(WRONG), "add the missing ones, here and in notebooks/solutions.py"
+
+
+@pytest.mark.parametrize("exercise", exercises())
+def test_the_notebooks_stub_is_not_yet_solved(exercise: str):
+    name, function = stub(exercise)
+    assert name == SOLUTIONS[exercise].__name__
+    verdict = check(exercise, function)
+    assert not verdict.solved and verdict.message.startswith("not yet"), verdict
+    assert check(exercise, None) == check(exercise, ...) == verdict
+
+
+@pytest.mark.parametrize("exercise", exercises())
+def test_the_reference_solution_is_solved(exercise: str):
+    verdict = check(exercise, SOLUTIONS[exercise])
+    assert verdict.solved, verdict
+
+
+@pytest.mark.parametrize("exercise", exercises())
+def test_wrong_answers_are_not_solved_and_get_their_hint(exercise: str):
+    for answer, hint in WRONG[exercise]:
+        verdict = check(exercise, answer)
+        assert not verdict.solved and hint in verdict.message, verdict
+
+
+@pytest.mark.parametrize("exercise", exercises())
+def test_an_answer_that_fails_is_told_so_and_raises_nothing(exercise: str):
+    def broken(*arguments: Any) -> Any:
+        raise ZeroDivisionError("once too often")
+
+    assert check(exercise, broken).message == "your code raised ZeroDivisionError: once too often"
+
+
+def test_an_unknown_exercise_is_an_error():
+    with pytest.raises(KeyError, match=r"exercise='99\.9' is not known"):
+        check("99.9", 0)
