@@ -67,8 +67,9 @@ def test_flops_equal_torchs_counter(tied: bool) -> None:
 @pytest.mark.parametrize("softcap", [15.0, None])
 @pytest.mark.parametrize("tied", [False, True])
 def test_logits_and_gradients_equal_transformers(tied: bool, softcap: float | None) -> None:
-    from tinylib.export import hf_config, hf_state_dict
     from transformers import NanoChatForCausalLM
+
+    from tinylib.export import hf_config, hf_state_dict
 
     config = replace(SMALL, tied=tied, softcap=softcap)
     model, x_BT = randomised(config), tokens(config)
@@ -153,3 +154,15 @@ def test_loss_never_holds_more_than_a_chunk_of_logits() -> None:
         cross_entropy(x_RD, table_VD, torch.zeros(4096, dtype=torch.long), 15.0, chunk_rows=64).backward()
     largest = max(event.cpu_memory_usage for event in profile.events())
     assert largest <= 2 * 64 * 4096 * 4 < 4096 * 4096 * 4 / 3
+
+
+def test_loss_in_bfloat16_stays_near_and_keeps_the_gradient_in_float32() -> None:
+    config = replace(SMALL, tied=True)
+    model, x_BT = randomised(config, std=0.02), tokens(config)
+    exact = model(x_BT[:, :-1], x_BT[:, 1:])
+    (wanted,) = torch.autograd.grad(exact, model.wte.weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(x_BT[:, :-1], x_BT[:, 1:])
+    (got,) = torch.autograd.grad(loss, model.wte.weight)
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-2)
+    assert got.dtype == torch.float32 and 0 < (got - wanted).norm() < 0.05 * wanted.norm()

@@ -141,3 +141,20 @@ def test_compiled_training_follows_the_eager_one(tiny, tmp_path) -> None:
     assert losses(compiled.run) == pytest.approx(losses(tiny.run), rel=1e-4)
     header = next(RunDirectory(compiled.run).records())
     assert header["compiled"] is True
+
+
+def test_bfloat16_follows_float32(tiny, tmp_path) -> None:
+    train(tiny)
+    half = replace(tiny, run=str(tmp_path / "half"), dtype="bfloat16")
+    train(half)
+    assert losses(half.run) == pytest.approx(losses(tiny.run), rel=0.02)
+    assert losses(half.run) != losses(tiny.run)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "rel"), [("float32", 1e-3), ("bfloat16", 0.02)])
+def test_a_gpu_follows_the_cpu(tiny, tmp_path, dtype, rel) -> None:
+    train(tiny)
+    there = replace(tiny, run=str(tmp_path / "gpu"), device="cuda", dtype=dtype)
+    assert train(there).peak_memory_bytes > 0
+    assert losses(there.run) == pytest.approx(losses(tiny.run), rel=rel)

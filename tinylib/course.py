@@ -47,6 +47,7 @@ def run(profile: str | None = None) -> dict[str, Any]:
     began_s, chosen = time.monotonic(), hardware.profile(profile)
     source, kept = Path(__file__).resolve().parent.parent / "notebooks", hardware.home() / "runs" / "course"
     print(f"the course in the {chosen.name} profile, kept in {kept}")
+    _say_what_is_missing()
     _make_room(chosen, kept)
     environment = {**os.environ, "TINYLIB_PROFILE": chosen.name, "TINYLIB_HOME": str(hardware.home().resolve())}
     executed = {name: execute(source / f"{name}.ipynb", kept, environment) for name in NOTEBOOKS}
@@ -169,6 +170,15 @@ def _renumbered(cells: Sequence[NotebookNode]) -> list[NotebookNode]:
 def _title(notebook: NotebookNode, name: str) -> str:
     first = notebook.cells[0].source.splitlines()[0] if notebook.cells else ""
     return first.lstrip("# ") or name
+
+
+def _say_what_is_missing() -> None:
+    """One line for each thing this machine lacks; raises CourseFailed where the course can't do without it."""
+    missing = [check for check in hardware.doctor() if check.state != "ok"]
+    for check in missing:
+        print(f"{check.state}: {check.name}: {check.detail}")
+    if any(check.state == "error" for check in missing):
+        raise CourseFailed("; ".join(check.detail for check in missing if check.state == "error"))
 
 
 def _make_room(profile: Profile, kept: Path) -> None:

@@ -192,7 +192,8 @@ def doctor() -> list[Check]:
 
 
 def _python() -> Check:
-    return Check("python", "ok", f"{platform.python_version()}, {cores()} cores, {memory_bytes() / 2**30:.0f} GiB of memory")
+    memory_gib = memory_bytes() / 2**30
+    return Check("python", "ok", f"{platform.python_version()}, {cores()} cores, {memory_gib:.0f} GiB of memory")
 
 
 def _packages() -> list[Check]:

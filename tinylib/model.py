@@ -247,7 +247,10 @@ def cross_entropy(x_RD: Tensor, table_VD: Tensor, y_R: Tensor, cap: float | None
     >>> cross_entropy(x_RD, table_VD, torch.tensor([3, -1]), 15.0).item() == torch.tensor(8.0).log().item()
     True
     """
-    chunk_rows = chunk_rows or CHUNK_ROWS.get(x_RD.device.type, CHUNK_ROWS["cpu"])
+    kind = x_RD.device.type
+    chunk_rows = chunk_rows or CHUNK_ROWS.get(kind, CHUNK_ROWS["cpu"])
+    if torch.is_autocast_enabled(kind):    # in-place products, as below, are not cast by themselves
+        x_RD = x_RD.to(torch.get_autocast_dtype(kind))
     if reduction == "none":
         chunks = zip(x_RD.split(chunk_rows), y_R.split(chunk_rows), strict=True)
         return torch.cat([F.cross_entropy(soften(F.linear(x, table_VD.to(x.dtype)).float(), cap), y, ignore_index=-1,

@@ -441,15 +441,12 @@ def race(evaluations: pd.Series, final: tuple[float, float, float], lines: Mappi
     last, (value, low, high) = evaluations.index[-1], final
     axes.plot(evaluations.index, evaluations, "o-", color=PALETTE["blue"], markersize=4, label="the model, in training")
     axes.errorbar([1.04 * last], [value], [[value - low], [high - value]], fmt="D", color=PALETTE["red"], capsize=4,
-                  markersize=6, label="the model, on the text of the lines")
+                  markersize=6, label=f"on the text of the lines: {value:.2f}")
     for name, line in lines.items():
         axes.axhline(line, color=PALETTE["black"], linewidth=1.2, linestyle="--")
-        axes.annotate(f"{name}: {line:.2f}", (0.99, line), xycoords=("axes fraction", "data"), xytext=(0, 3),
-                      textcoords="offset points", ha="right", fontsize=8,
-                      bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5})
-    axes.annotate(f"{value:.2f}", (1.04 * last, value), xytext=(7, -3), textcoords="offset points", fontsize=9,
-                  color=PALETTE["red"])
-    axes.set(ylim=(0, None), xlim=(-0.02 * last, 1.6 * last), xlabel="optimizer steps", ylabel="bits per byte")
+        axes.annotate(f"{line:.2f} {name}", (1, line), xycoords=("axes fraction", "data"), xytext=(5, 0),
+                      textcoords="offset points", va="center", fontsize=8)
+    axes.set(ylim=(0, None), xlim=(-0.02 * last, 1.15 * last), xlabel="optimizer steps", ylabel="bits per byte")
     axes.set_title("What a held-out byte costs")
     axes.legend(loc="lower left")
     if note:
@@ -463,23 +460,25 @@ def document_scatter(table: pd.DataFrame) -> Figure:
 
     `table` has the columns `bytes`, `model` and `xz`, the last two in bits per byte.
     """
-    figure, axes = canvas(height_in=4.0, width_in=5.4)
+    figure, axes = canvas(height_in=3.8)
     wins = table["model"] < table["xz"]
-    for chosen, colour, label in ((wins, "blue", "the model needs fewer bits"), (~wins, "red", "xz needs fewer bits")):
+    for chosen, colour, label in ((wins, "blue", "fewer bits by the model"), (~wins, "red", "fewer by xz")):
         part = table[chosen]
         axes.scatter(part["xz"], part["model"], s=2 * np.sqrt(part["bytes"]), color=PALETTE[colour], alpha=0.55,
-                     linewidth=0, label=f"{label}: {len(part)} documents")
-    ends = [0.9 * table[["model", "xz"]].min().min(), 1.1 * table[["model", "xz"]].max().max()]
-    axes.plot(ends, ends, color=PALETTE["black"], linewidth=1, linestyle="--")
-    ticks = [tick for tick in (0.5, 1, 2, 4, 8, 16, 32) if ends[0] < tick < ends[1]]
+                     linewidth=0, label=f"{label}: {len(part)}")
+    ends = [0.9 * table[["model", "xz"]].min().min(), 1.15 * table[["model", "xz"]].max().max()]
+    axes.plot(ends, ends, color=PALETTE["black"], linewidth=1, linestyle="--", label="as many bits")
+    axes.set(xscale="log", yscale="log", xlim=ends, ylim=(ends[0], 1.3 * table["model"].max()))
+    ticks = (0.5, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+    axes.set_xticks([tick for tick in ticks if ends[0] < tick < ends[1]])
+    axes.set_yticks([tick for tick in ticks if ends[0] < tick < axes.get_ylim()[1]])
     for axis in (axes.xaxis, axes.yaxis):
-        axis.axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
-        axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.set(xlabel="xz -9, bits per byte", ylabel="the model, bits per byte")
     axes.set_title("Each document by itself")
-    legend = axes.legend(loc="upper left")
-    for handle in legend.legend_handles:
+    legend = figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    for handle in legend.legend_handles[:2]:
         handle.set_sizes([40])
     return figure
 
@@ -495,7 +494,7 @@ def where_bits_go(by_seen: pd.Series, by_kind: pd.DataFrame) -> Figure:
     left.set_xscale("log", base=2)
     left.set_xticks(by_seen.index[::2], [f"{seen:,}" for seen in by_seen.index[::2]])
     left.minorticks_off()
-    left.set(ylim=(0, None), xlabel="tokens seen in the window, up to", ylabel="bits per byte")
+    left.set(ylim=(0, 1.1 * by_seen.max()), xlabel="tokens seen in the window, up to", ylabel="bits per byte")
     left.set_title("By position")
     place = np.arange(len(by_kind))
     right.barh(place - 0.2, by_kind["model"], height=0.4, color=PALETTE["blue"], label="the model")
