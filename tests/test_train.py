@@ -34,13 +34,16 @@ def weights(run: str, step: int | None = None) -> dict[str, torch.Tensor]:
 
 
 def torchrun(config: TrainConfig, processes: int, resume: bool = False) -> subprocess.CompletedProcess[str]:
-    """The same `train` under torchrun, as a script rather than a verb."""
+    """The same `train` under torchrun, as a script rather than a verb, which also looks for threads left behind."""
     directory = RunDirectory(config.run)
     directory.create({})
     script = directory.path / "script.py"
     script.write_text("import json, sys\nfrom tinylib.config import TrainConfig, from_dict\n"
                       "from tinylib.train import train\n"
-                      "train(from_dict(TrainConfig, json.loads(sys.argv[1])), resume=sys.argv[2] == 'True')\n")
+                      "train(from_dict(TrainConfig, json.loads(sys.argv[1])), resume=sys.argv[2] == 'True')\n"
+                      "import glob\n"
+                      "names = [open(f).read().strip() for f in glob.glob('/proc/self/task/*/comm')]\n"
+                      "assert not [name for name in names if 'gloo' in name], names\n")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
                str(script), json.dumps(rundir.plain(config)), str(resume)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

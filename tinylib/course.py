@@ -75,7 +75,7 @@ def execute(path: Path, kept: Path, environment: Mapping[str, str]) -> NotebookN
         raise CourseFailed(f"{path.name} is missing from {path.parent}: run the course from a whole checkout")
     notebook = nbformat.read(path, as_version=4)
     with _progress(path.stem, notebook) as progress:
-        client = NotebookClient(notebook, timeout=None, extra_arguments=["--log-level=ERROR"],
+        client = NotebookClient(notebook, timeout=None, record_timing=False, extra_arguments=["--log-level=ERROR"],
                                 resources={"metadata": {"path": str(path.parent)}}, on_cell_start=progress.start,
                                 on_cell_executed=progress.end)
         try:

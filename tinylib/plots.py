@@ -520,8 +520,8 @@ def tied_start(table: pd.DataFrame, uniform: float, chosen: float) -> Figure:
     figure, (left, right) = canvas(columns=2, height_in=3.2)
     left.plot(table.index, table["loss"], "o-", color=PALETTE["blue"])
     left.axhline(uniform, color=PALETTE["black"], linewidth=1, linestyle="--")
-    left.annotate("ln V, a uniform guess", (0.03, uniform), xycoords=("axes fraction", "data"), xytext=(0, -11),
-                  textcoords="offset points", fontsize=8)
+    left.annotate("ln V, a uniform guess", (0.98, uniform), xycoords=("axes fraction", "data"), xytext=(0, -11),
+                  textcoords="offset points", ha="right", fontsize=8)
     left.set(ylim=(0, None), ylabel="first loss, nats per token")
     left.set_title("What it costs")
     right.plot(table.index, table["own_logit"], "o-", color=PALETTE["blue"])
@@ -531,14 +531,17 @@ def tied_start(table: pd.DataFrame, uniform: float, chosen: float) -> Figure:
         axes.set_xscale("log")
         axes.set_xlabel("std of the table")
         axes.axvline(chosen, color=PALETTE["red"], linewidth=1, linestyle=":")
-        axes.annotate("ours", (chosen, 0.02), xycoords=("data", "axes fraction"), xytext=(3, 2),
+        axes.annotate("ours", (chosen, 0.92), xycoords=("data", "axes fraction"), xytext=(4, 0),
                       textcoords="offset points", fontsize=8, color=PALETTE["red"])
     return figure
 
 
 @style()
 def rate_curves(table: pd.DataFrame, note: str = "") -> Figure:
-    """Bits per byte against a learning rate, a column of `table` for each table that has one; rings mark the best."""
+    """Bits per byte against a learning rate, a column of `table` for each table that has one; rings mark the best.
+
+    What is more than a quarter above the best of all lies outside of the picture.
+    """
     figure, axes = canvas(height_in=3.4)
     colours = (PARTS["wte"], PARTS["lm_head"], PALETTE["black"])
     for (name, curve), colour in zip(table.items(), colours, strict=False):
@@ -547,9 +550,10 @@ def rate_curves(table: pd.DataFrame, note: str = "") -> Figure:
     axes.set_xscale("log")
     axes.set_xticks(list(table.index), [f"{rate:g}" for rate in table.index])
     axes.minorticks_off()
-    axes.set(xlabel="learning rate, before the factor for the width", ylabel="validation, bits per byte")
+    axes.set(xlabel="learning rate, before the factor for the width", ylabel="validation, bits per byte",
+             ylim=(0.98 * table.min(axis=None), min(1.02 * table.max(axis=None), 1.25 * table.min(axis=None))))
     axes.set_title("One table, two wishes")
-    axes.legend(loc="upper left")
+    axes.legend(loc="upper center")
     if note:
         footnote(figure, note)
     return figure

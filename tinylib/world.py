@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -56,9 +57,13 @@ def join(kind: str = "auto") -> Iterator[World]:
         torch.cuda.set_device(device)
     else:
         torch.set_num_threads(max(1, hardware.cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
+    # The optimizers import dynamo.  Imported after the group is made, it keeps the group's threads alive to the end of
+    # the interpreter, where now and then one of them aborts the process (torch 2.13).
+    importlib.import_module("torch._dynamo")
     dist.init_process_group("nccl" if found.kind == "cuda" else "gloo")
     try:
         yield World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device)
+        dist.barrier()    # a rank that leaves early must not end the run while another still writes
     finally:
         dist.destroy_process_group()
 
