@@ -105,8 +105,7 @@ print(seen)
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_rooms_and_functions_stay_small(path):
     text = path.read_text(encoding="utf-8")
-    most = 600 if path.name == "plots.py" else 400    # figures are many and independent
-    assert len(text.splitlines()) <= most, f"a file of over {most} lines wants to be two"
+    assert len(text.splitlines()) <= 400, "a file of over 400 lines wants to be two"
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             lines = (node.end_lineno or 0) - node.lineno + 1

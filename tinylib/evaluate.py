@@ -151,25 +151,13 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, flo
     >>> f"{low:.2f} to {high:.2f}"
     '-0.48 to 4.48'
     """
+    from scipy import stats
+
     if len(values) < 2:
         raise ValueError(f"values={list(values)} have no spread: give two or more")
-    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    reach = student_t(len(values) - 1, level) * error
+    mean = float(np.mean(values))
+    reach = float(stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values))
     return mean - reach, mean + reach
-
-
-def student_t(degrees: int, level: float = 0.95) -> float:
-    """How many standard errors to each side hold `level` of Student's t distribution.
-
-    With x = √degrees · tan(angle) its density is cos(angle) to the power of degrees - 1, which is summed up here.
-
-    >>> round(student_t(2), 3), round(student_t(9), 3)
-    (4.303, 2.262)
-    """
-    angle = np.linspace(0, math.pi / 2, 100_001)
-    density = np.cos(angle) ** (degrees - 1)
-    mass = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    return math.sqrt(degrees) * math.tan(float(np.interp(level, mass / mass[-1], angle)))
 
 
 def xz_bits(texts: Iterable[str]) -> list[int]:

@@ -1,0 +1,82 @@
+"""One style for all figures: palette, canvas, footnote."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure as _Figure
+
+PALETTE: dict[str, str] = {
+    "blue": "#0072B2", "orange": "#E69F00", "green": "#009E73", "red": "#D55E00",
+    "purple": "#CC79A7", "sky": "#56B4E9", "yellow": "#F0E442", "black": "#000000", "grey": "#767676"}
+"""Okabe and Ito's colours; plain curves take them in this order, grey is for what stays in the background.
+
+Source: Okabe and Ito, Color Universal Design (2008).
+"""
+
+PARTS: dict[str, str] = {"wte": PALETTE["orange"], "blocks": PALETTE["blue"], "lm_head": PALETTE["green"]}
+"""A part of the model has the same colour in every figure."""
+
+CURVES = [PALETTE[name] for name in ("orange", "blue", "green", "purple", "sky", "yellow", "grey")]
+"""Red is left for the points on the curves."""
+
+_STYLE: dict[str, Any] = {
+    "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white",
+    "font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left", "axes.titleweight": "bold",
+    "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9, "legend.frameon": False,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
+    "grid.color": "#DDDDDD", "grid.linewidth": 0.6, "lines.linewidth": 1.8,
+    "axes.prop_cycle": matplotlib.cycler(color=[colour for name, colour in PALETTE.items() if name != "grey"])}
+
+
+class Figure(_Figure):
+    """A matplotlib figure that a notebook can show without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        from PIL import Image  # matplotlib brings it along
+
+        drawn, packed = io.BytesIO(), io.BytesIO()
+        self.savefig(drawn, format="png", dpi=110)
+        # A notebook keeps its figures in the file, and a palette of 256 colours takes a third of the bytes.
+        Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(packed, "png", optimize=True)
+        return packed.getvalue()
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The style of every figure, for the time of a `with` block or, as `@style()`, of a function."""
+    with matplotlib.rc_context(_STYLE):
+        yield
+
+
+def canvas(columns: int = 1, height_in: float = 3.4, width_in: float = 7.0, **kwargs: Any) -> tuple[Figure, Any]:
+    """A figure of half a page and its axes (an array of axes if `columns` > 1); `kwargs` go to `Figure.subplots`.
+
+    >>> with style():
+    ...     figure, axes = canvas()
+    >>> figure.get_size_inches().tolist()
+    [7.0, 3.4]
+    """
+    figure = Figure(figsize=(width_in, height_in), layout="constrained")
+    return figure, figure.subplots(1, columns, **kwargs)
+
+
+def footnote(figure: Figure, text: str) -> None:
+    """One small line under a figure: what machine, date and command its numbers come from."""
+    figure.supxlabel(text, x=0.01, ha="left", fontsize=7, color=PALETTE["grey"])
+
+
+def human(value: float) -> str:
+    """A count in three digits and a letter.
+
+    >>> human(37_994_496), human(589_824), human(201_326_592), human(7), human(4.54e20)
+    ('38.0M', '590K', '201M', '7', '454E')
+    """
+    value = float(f"{value:.3g}")
+    power = min(6, math.floor(math.log10(abs(value)) / 3)) if abs(value) >= 1000 else 0
+    return f"{value / 1000**power:#.3g}".rstrip(".") + "KMBTPE"[power - 1] if power else f"{value:.3g}"

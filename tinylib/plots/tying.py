@@ -1,0 +1,79 @@
+"""What one table instead of two does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from tinylib.plots.style import PALETTE, PARTS, Figure, canvas, footnote, style
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@style()
+def tied_start(table: pd.DataFrame, uniform: float, chosen: float) -> Figure:
+    """Loss and own-token logit of a tied model before training, against the std that its table is drawn with.
+
+    `table` is indexed by std, with the columns `loss` and `own_logit`; `uniform` is ln V, `chosen` the std of ours.
+    """
+    figure, (left, right) = canvas(columns=2, height_in=3.2)
+    left.plot(table.index, table["loss"], "o-", color=PALETTE["blue"])
+    left.axhline(uniform, color=PALETTE["black"], linewidth=1, linestyle="--")
+    left.annotate("ln V, a uniform guess", (0.98, uniform), xycoords=("axes fraction", "data"), xytext=(0, -11),
+                  textcoords="offset points", ha="right", fontsize=8)
+    left.set(ylim=(0, None), ylabel="first loss, nats per token")
+    left.set_title("What it costs")
+    right.plot(table.index, table["own_logit"], "o-", color=PALETTE["blue"])
+    right.set(ylim=(0, None), ylabel="logit of the token just read")
+    right.set_title("What it says")
+    for axes in (left, right):
+        axes.set_xscale("log")
+        axes.set_xlabel("std of the table")
+        axes.axvline(chosen, color=PALETTE["red"], linewidth=1, linestyle=":")
+        axes.annotate("ours", (chosen, 0.92), xycoords=("data", "axes fraction"), xytext=(4, 0),
+                      textcoords="offset points", fontsize=8, color=PALETTE["red"])
+    return figure
+
+
+@style()
+def rate_curves(table: pd.DataFrame, note: str = "") -> Figure:
+    """Bits per byte against a learning rate, a column of `table` for each table that has one; rings mark the best.
+
+    What is more than a quarter above the best of all lies outside of the picture.
+    """
+    figure, axes = canvas(height_in=3.4)
+    colours = (PARTS["wte"], PARTS["lm_head"], PALETTE["black"])
+    for (name, curve), colour in zip(table.items(), colours, strict=False):
+        axes.plot(curve.index, curve, "o-", color=colour, label=name, markersize=4)
+        axes.plot(curve.idxmin(), curve.min(), "o", color=colour, markersize=12, markerfacecolor="none")
+    axes.set_xscale("log")
+    axes.set_xticks(list(table.index), [f"{rate:g}" for rate in table.index])
+    axes.minorticks_off()
+    axes.set(xlabel="learning rate, before the factor for the width", ylabel="validation, bits per byte",
+             ylim=(0.98 * table.min(axis=None), min(1.02 * table.max(axis=None), 1.25 * table.min(axis=None))))
+    axes.set_title("One table, two wishes")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3)
+    if note:
+        footnote(figure, note)
+    return figure
+
+
+@style()
+def paired_differences(differences: pd.DataFrame, intervals: Mapping[str, tuple[float, float]],
+                       note: str = "") -> Figure:
+    """A point a seed, a bar for the interval of their mean; a row a column of `differences`, in bits per byte."""
+    figure, axes = canvas(height_in=1.2 + 0.55 * len(intervals))
+    for place, (name, (low, high)) in enumerate(intervals.items()):
+        axes.plot([low, high], [place, place], color=PALETTE["blue"], linewidth=6, alpha=0.3, solid_capstyle="butt")
+        axes.plot(differences[name], [place] * len(differences), "o", color=PALETTE["blue"], markersize=5)
+        axes.plot(differences[name].mean(), place, "|", color=PALETTE["black"], markersize=18, markeredgewidth=2)
+    axes.axvline(0, color=PALETTE["black"], linewidth=1)
+    axes.set_yticks(range(len(intervals)), list(intervals))
+    axes.set_ylim(len(intervals) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    axes.set(xlabel="difference, bits per byte; left of zero the first is better")
+    axes.set_title("Same seed, same batches: the difference")
+    if note:
+        footnote(figure, note)
+    return figure
