@@ -31,7 +31,7 @@ NOTEBOOKS = ("01_architecture_math", "02_tokenizer", "03_model", "04_distributed
              "06_weight_tying")
 RUNS = ("untied", "tied")
 """The two runs of the course, trained by notebooks 04 and 06."""
-PROMPTS = ("Return the ", "This module ")
+PROMPTS = ("Return the", "This module")
 
 
 class CourseFailed(RuntimeError):
@@ -227,7 +227,7 @@ class _Progress:
 
     def tick(self) -> None:
         """Show that a long cell is alive."""
-        while not self.done.wait(1.0 if sys.stdout.isatty() else 5.0):
+        while not self.done.wait(1.0 if sys.stdout.isatty() else 15.0):
             self.show()
 
 
