@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -109,7 +110,13 @@ def test_a_failing_rank_leaves_its_traceback_and_a_status(tiny) -> None:
 
 def test_a_signal_saves_and_stops_and_resume_goes_on(tiny, tmp_path) -> None:
     tiny = replace(tiny, steps=400, eval_every=None, save_every=None)
-    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    def interrupt() -> None:
+        while not RunDirectory(tiny.run).last("step"):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=interrupt, daemon=True).start()
     summary = train(tiny)
     assert summary.state == "stopped" and summary.val_bpb is None and 0 < summary.step < 400
     assert RunDirectory(tiny.run).saved_steps() == [summary.step]

@@ -53,7 +53,7 @@ def build(documents: Mapping[str, Iterable[str]], tokenizer: Tokenizer, folder: 
 
 
 def _progress(texts: Iterable[str], split: str) -> Iterable[str]:
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     return tqdm(texts, desc=f"tokens of {split}", unit=" documents", mininterval=1)
 
