@@ -22,7 +22,7 @@ test-all: lint
 	$(PYTEST) -m "not network" $(CHECKED)
 
 lab: $(READY)
-	$(BIN)/python -m jupyter lab --notebook-dir notebooks
+	$(BIN)/python -m jupyter lab --notebook-dir notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 bench: $(READY)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done

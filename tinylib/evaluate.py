@@ -59,7 +59,7 @@ def score(model: GPT, shards: Shards, *, max_tokens: int | None = None, batch_si
     """
     seq_len = model.config.seq_len
     windows = None if max_tokens is None else max(1, max_tokens // seq_len)
-    bytes_V = torch.from_numpy(np.asarray(shards.tokenizer.token_bytes)).to(model.wte.weight.device)
+    bytes_V = torch.from_numpy(np.asarray(shards.tokenizer.token_bytes))
     tally = torch.zeros(4, dtype=torch.float64)
     for index, (x_BT, y_BT) in enumerate(shards.in_order(seq_len, max_windows=windows, batch_size=batch_size)):
         if index % world_size == rank:
@@ -70,12 +70,12 @@ def score(model: GPT, shards: Shards, *, max_tokens: int | None = None, batch_si
 
 @torch.no_grad()
 def _tally(model: GPT, x_BT: Tensor, y_BT: Tensor, bytes_V: Tensor) -> Tensor:
-    device = bytes_V.device
-    x_BT, y_R = x_BT.to(device), y_BT.to(device).flatten()
-    nats_R = model(x_BT, y_R.view_as(x_BT), reduction="none").double()
+    """Nats, targets, nats of text and bytes of one mini-batch, in float64 on the CPU, which not every GPU has."""
+    device, y_R = model.wte.weight.device, y_BT.flatten()
+    nats_R = model(x_BT.to(device), y_BT.to(device), reduction="none").cpu().double()
     counts_R = y_R >= 0
     bytes_R = bytes_V[y_R.clamp(min=0)] * counts_R
-    return torch.stack([nats_R.sum(), counts_R.sum(), nats_R[bytes_R > 0].sum(), bytes_R.sum()]).double().cpu()
+    return torch.stack([nats_R.sum(), counts_R.sum(), nats_R[bytes_R > 0].sum(), bytes_R.sum()]).double()
 
 
 def document_bits(model: GPT, tokenizer: Tokenizer, texts: Sequence[str], batch_size: int = 8) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -279,6 +280,9 @@ def _same_run(loop: dict[str, Any], config: TrainConfig, data: str) -> None:
 def _peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    import resource  # not on Windows, so not on top
+    memory = psutil.Process().memory_info()
+    if hasattr(memory, "peak_wset"):    # Windows
+        return int(memory.peak_wset)
+    import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
