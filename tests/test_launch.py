@@ -13,8 +13,8 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from tinylib.config import ConfigError, GPTConfig, TrainConfig
-from tinylib.launch import RunFailed, RunStopped, attach, launch, runs, start
+from tinylib.config import ConfigError, GPTConfig, TrainConfig, to_json
+from tinylib.launch import Run, RunFailed, RunStopped, attach, launch, runs, start
 from tinylib.launch.run import wait_until
 from tinylib.rundir import RunDirectory
 from tinylib.shards import build
@@ -161,10 +161,37 @@ def test_the_run_outlives_the_process_that_launched_it(config, tmp_path):
     code = ("import os, signal\nfrom tinylib.launch import launch\nfrom tinylib.config import TrainConfig, from_json\n"
             f"launch(from_json(TrainConfig, open({str(tmp_path / 'c.json')!r}).read()), 2)\n"
             "os.killpg(os.getpgrp(), signal.SIGKILL)")
-    from tinylib.config import to_json
     (tmp_path / "c.json").write_text(to_json(replace(config, run=str(tmp_path / "run"))))
     subprocess.run([sys.executable, "-c", code], start_new_session=True, check=False)
     assert attach(tmp_path / "run").wait(timeout_s=60)["step"] == config.steps
+
+
+@pytest.mark.slow
+def test_the_run_outlives_its_kernel(config, tmp_path):
+    """Interrupted, restarted and shut down, a live kernel doesn't touch the training it launched."""
+    from jupyter_client.manager import KernelManager
+
+    (tmp_path / "c.json").write_text(to_json(replace(config, run=str(tmp_path / "run"), steps=100_000)))
+    run, manager = Run(tmp_path / "run"), KernelManager(kernel_name="python3")
+    manager.start_kernel(env=dict(os.environ))
+    client = manager.client()
+    try:
+        client.start_channels()
+        client.wait_for_ready(timeout=60)
+        client.execute_interactive("from tinylib.launch import launch\n"
+                                   "from tinylib.config import TrainConfig, from_json\n"
+                                   f"launch(from_json(TrainConfig, open({str(tmp_path / 'c.json')!r}).read()), 2)",
+                                   timeout=60, output_hook=lambda message: None)
+        for disturb in (manager.interrupt_kernel, lambda: manager.restart_kernel(now=True),
+                        lambda: manager.shutdown_kernel(now=True)):
+            steps = len(run.metrics())
+            disturb()
+            assert wait_until(lambda before=steps: len(run.metrics()) > before + 50, 60) and run.state == "running"
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True) if manager.has_kernel else None
+        run.stop()
+    assert run.state == "stopped" and not run.directory.alive()
 
 
 @pytest.mark.slow
