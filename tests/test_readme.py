@@ -69,3 +69,14 @@ def test_its_figures_are_those_of_the_course() -> None:
     model = profile("cpu").train.model
     assert sum(spec.size for spec in model.tensors()) == 2_359_296 and "2.4 million parameters" in README
     assert sum(spec.size for spec in PRESETS["goldilocks"].tensors()) == 37_748_736
+
+
+def test_its_results_are_those_stored_in_the_notebooks() -> None:
+    """The tables' and sentences' measured figures, each as an output of a notebook shows it."""
+    outputs = " ".join(json.dumps(cell["outputs"]) for name in NOTEBOOKS for cell in
+                       json.loads((ROOT / f"notebooks/{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+                       if cell["cell_type"] == "code")
+    seen = README.split("## What you will see")[1].split("## The course")[0]
+    rows = [line for line in seen.splitlines() if line.startswith("| ") and "Xeon" not in line and "---" not in line]
+    figures = re.findall(r"\d[\d,]*\.?\d+", " ".join(rows)) + re.findall(r"\d\.\d{3}", seen)
+    assert len(figures) > 10 and all(figure in outputs for figure in figures)

@@ -105,6 +105,13 @@ def test_a_failing_rank_leaves_its_traceback_and_a_status(tiny) -> None:
     directory = RunDirectory(tiny.run)
     assert done.returncode != 0
     assert "FloatingPointError" in directory.errors()[0]["traceback"]
+    resumed = train(tiny, resume=True)
+    assert resumed.step == 6 and not directory.errors(), "what went wrong once is not held against a run that went on"
+
+
+def test_a_failing_rank_leaves_a_status(tiny) -> None:
+    assert torchrun(replace(tiny, embedding_lr=1e39), 2).returncode != 0
+    directory = RunDirectory(tiny.run)
     assert directory.status()["state"] == "failed" and "lower the learning rates" in directory.status()["error"]
 
 

@@ -76,7 +76,7 @@ or a head_dim that divides 500, such as 50
     def __post_init__(self) -> None:
         problems = [_whole(self, name) for name in ("depth", "dim", "vocab_size", "head_dim", "seq_len")]
         if not any(problems):
-            problems += [_head_problem(self.dim, self.head_dim)]
+            problems += [head_problem(self.dim, self.head_dim)]
         problems += [_positive(self, "rope_theta")]
         if self.softcap is not None:
             problems += [_positive(self, "softcap")]
@@ -243,7 +243,8 @@ def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
     return kind(**values)
 
 
-def _head_problem(dim: int, head_dim: int) -> str | None:
+def head_problem(dim: int, head_dim: int) -> str | None:
+    """What is wrong with heads of `head_dim` in a width of `dim`, and the nearest legal values; None if nothing is."""
     if head_dim % 2:
         return f"head_dim={head_dim} is odd, and RoPE turns pairs: use {_either(neighbours(head_dim, 2))}"
     if dim % head_dim == 0:

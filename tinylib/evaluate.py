@@ -59,7 +59,7 @@ def score(model: GPT, shards: Shards, *, max_tokens: int | None = None, batch_si
     """
     seq_len = model.config.seq_len
     windows = None if max_tokens is None else max(1, max_tokens // seq_len)
-    bytes_V = torch.from_numpy(np.asarray(shards.tokenizer.token_bytes))
+    bytes_V = torch.from_numpy(shards.tokenizer.token_bytes)
     tally = torch.zeros(4, dtype=torch.float64)
     for index, (x_BT, y_BT) in enumerate(shards.in_order(seq_len, max_windows=windows, batch_size=batch_size)):
         if index % world_size == rank:
@@ -93,7 +93,7 @@ def token_bits(model: GPT, tokenizer: Tokenizer, texts: Sequence[str], batch_siz
     """
     import pandas as pd
 
-    bytes_V = torch.from_numpy(np.asarray(tokenizer.token_bytes))
+    bytes_V = torch.from_numpy(tokenizer.token_bytes)
     device, parts = model.wte.weight.device, [np.zeros((5, 0))]
     for windows, x_BT, y_BT in _document_windows(tokenizer, texts, model.config.seq_len, batch_size):
         with torch.no_grad():

@@ -117,9 +117,15 @@ class RunDirectory:
         """Record why the process of `rank` failed; the earliest of these is the cause, the others follow from it."""
         write_json(self.logs / f"rank{rank}.error.json", {"rank": rank, "time_s": time.time(), "traceback": traceback})
 
+    def forget_errors(self) -> None:
+        """Drop the errors of an earlier start."""
+        for file in self.logs.glob("rank*.error.json"):
+            file.unlink(missing_ok=True)
+
     def forget_start(self) -> None:
         """Drop what the last start left, its status, pids and errors, before the run starts again."""
-        for file in (self.status_file, *self.pids.glob("*.json"), *self.logs.glob("rank*.error.json")):
+        self.forget_errors()
+        for file in (self.status_file, *self.pids.glob("*.json")):
             file.unlink(missing_ok=True)
 
     def append_metrics(self, record: dict[str, Any]) -> None:
@@ -165,9 +171,9 @@ class RunDirectory:
 
     def summary(self) -> dict[str, Any] | None:
         """The last line of a run that ended by itself."""
-        return next((record for record in self.records() if record["kind"] == "summary"), None)
+        return self.last("summary")
 
-    def last(self, kind: Literal["step", "eval"]) -> dict[str, Any] | None:
+    def last(self, kind: Literal["step", "eval", "summary"]) -> dict[str, Any] | None:
         """The newest line of its kind."""
         found = None
         for record in self.records():

@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from tinylib import rundir
+from tinylib.config import ConfigError
 from tinylib.tokenizer import Tokenizer, batched
 
 if TYPE_CHECKING:
@@ -50,6 +51,19 @@ def build(documents: Mapping[str, Iterable[str]], tokenizer: Tokenizer, folder: 
         tokenizer.save(part / "tokenizer")
         rundir.write_json(part / "index.json", index)
     return Shards(folder, next(iter(documents)))
+
+
+def open_splits(folder: str | os.PathLike[str], vocab_size: int) -> tuple[Shards, Shards]:
+    """Training and validation tokens in `folder`, for a model of `vocab_size`.
+
+    Raises FileNotFoundError where there are none, ConfigError where the tokenizer has more ids than the model has rows.
+    """
+    training, validation = Shards(folder, "train"), Shards(folder, "val")
+    if training.vocab_size > vocab_size:
+        raise ConfigError("TrainConfig", [
+            f"model.vocab_size={vocab_size} is smaller than the {training.vocab_size} ids of the tokenizer in "
+            f"data={str(folder)!r}: use vocab_size={training.vocab_size}, or make shards with another tokenizer"])
+    return training, validation
 
 
 def _progress(texts: Iterable[str], split: str) -> Iterable[str]:

@@ -26,7 +26,7 @@ from tinylib.evaluate import score
 from tinylib.model import GPT
 from tinylib.optim import Optimizer
 from tinylib.rundir import RunDirectory, plain
-from tinylib.shards import Shards
+from tinylib.shards import open_splits
 from tinylib.world import World, join, stop_signals
 
 
@@ -62,6 +62,8 @@ def train(config: TrainConfig, resume: bool = False) -> Summary:
     directory = RunDirectory(config.run)
     if directory.metrics_file.exists() and not resume:
         raise ValueError(f"run={config.run!r} already holds a run: resume it, or choose another name")
+    if int(os.environ.get("RANK", "0")) == 0:
+        directory.forget_errors()    # before the ranks meet, so that none of this start is lost
     with join(config.device) as world:
         directory.create({"train": plain(config), "world_size": world.size} if world.rank == 0 else None)
         directory.write_pid(f"rank{world.rank}")
@@ -86,7 +88,7 @@ class _Loop:
         self.rows = config.total_batch_size // shape.seq_len
         self.accumulation = sizing.plan_batch(config.total_batch_size, config.device_batch_size, shape.seq_len,
                                               world.size)
-        self.shards, self.validation = _open_shards(config)
+        self.shards, self.validation = open_splits(config.data, shape.vocab_size)
         self.dtype = _dtype(config)
         self.model = GPT(shape, config.seed).to(world.device)
         self.optimizer = Optimizer(self.model, config)
@@ -243,15 +245,6 @@ def _flat_gradient(model: GPT) -> Tensor:
     for weight, part in zip(weights, flat.split([weight.numel() for weight in weights]), strict=True):
         weight.grad = part.view_as(weight)
     return flat
-
-
-def _open_shards(config: TrainConfig) -> tuple[Shards, Shards]:
-    training, validation = Shards(config.data, "train"), Shards(config.data, "val")
-    if training.vocab_size > config.model.vocab_size:
-        raise ConfigError("TrainConfig", [
-            f"model.vocab_size={config.model.vocab_size} is smaller than the {training.vocab_size} ids of the tokenizer"
-            f" in data={config.data!r}: use vocab_size={training.vocab_size}, or make shards with another tokenizer"])
-    return training, validation
 
 
 def _dtype(config: TrainConfig) -> str:

@@ -6,14 +6,15 @@ import os
 import subprocess
 import sys
 import threading
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from tinylib import hardware
 from tinylib.config import ConfigError, TrainConfig
 from tinylib.launch.run import Run, refuse_alive
-from tinylib.rundir import Process, RunDirectory
+from tinylib.rundir import Process, RunDirectory, plain
+from tinylib.shards import open_splits
 from tinylib.sizing import plan_batch
 
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE",
@@ -37,10 +38,10 @@ def launch(config: TrainConfig, nproc_per_node: int | Literal["auto"] = "auto", 
     config = replace(config, run=str(path), data=str(Path(config.data).resolve()))
     processes = _processes(config, nproc_per_node)
     plan_batch(config.total_batch_size, config.device_batch_size, config.model.seq_len, processes)
-    _check_data(config)
+    open_splits(config.data, config.model.vocab_size)
     run = Run(path)
     _check_directory(run, resume, replace_ended)
-    run.directory.create({"train": asdict(config), "world_size": processes})
+    run.directory.create({"train": plain(config), "world_size": processes})
     run.directory.forget_start()
     _start(run.directory, processes, resume)
     return run
@@ -61,15 +62,6 @@ def _processes(config: TrainConfig, nproc_per_node: int | Literal["auto"]) -> in
         raise ConfigError("launch", [f"nproc_per_node={nproc_per_node} is more than this machine's GPUs: "
                                      f'use {gpus} or fewer, or device="cpu"'])
     return nproc_per_node
-
-
-def _check_data(config: TrainConfig) -> None:
-    from tinylib.shards import Shards
-
-    shards, _ = Shards(config.data, "train"), Shards(config.data, "val")
-    if shards.vocab_size > config.model.vocab_size:
-        raise ConfigError("launch", [f"vocab_size={config.model.vocab_size} is smaller than the {shards.vocab_size} "
-                                     f"ids of the shards in {config.data}: use {shards.vocab_size}, or other shards"])
 
 
 def _check_directory(run: Run, resume: bool, replace_ended: bool) -> None:

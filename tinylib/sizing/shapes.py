@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinylib.config import PRESETS, ConfigError
+from tinylib.config import PRESETS, ConfigError, head_problem
 from tinylib.sizing.counts import check, flops, parts
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _check_search(total: float, head_dim: int, vocab_sizes: Sequence[int], min_d
     if not len(vocab_sizes):
         problems.append("vocab_sizes is empty: give at least one")
     if head_dim % 2:
-        problems.append(f"head_dim={head_dim} is odd, and RoPE turns pairs: use {head_dim - 1 or 2} or {head_dim + 1}")
+        problems.append(head_problem(head_dim, head_dim))
     if max_depth < min_depth:
         problems.append(f"max_depth={max_depth} is below min_depth={min_depth}: use {min_depth} or more")
     check("search", problems, whole, {"total": total, "tolerance": tolerance})
