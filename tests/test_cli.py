@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
 from tinylib import __main__ as cli
+from tinylib import sizing
 from tinylib.config import PRESETS, TrainConfig, to_json
-from tinylib.flags import train_config
+from tinylib.flags import train_command, train_config
 from tinylib.shards import build
 from tinylib.tokenizer import Tokenizer
 
@@ -59,13 +61,37 @@ def test_flags_change_the_preset(call):
 def test_search_and_plan(call):
     code, result, table, _ = call("search", "--total", "38e6", "--head-dim", "64")
     assert code == 0 and result["candidates"][0]["preset"] == "goldilocks" and "goldilocks" in table
-    code, result, _, _ = call("plan", "--model", "nanochat-d32", "--device-batch-size", "8", "--world-size", "8")
-    assert code == 0 and result["steps"] == 71_680
+    assert [(row["depth"], row["dim"]) for row in result["missed"]] == [(16, 256), (64, 128), (28, 192), (63, 128)]
+    for text in (*result["findings"], *(row["trades"] for row in result["candidates"])):
+        assert text in table
+    assert f"none beats {result['pareto']} of {result['found']} in" in table and "practical depth" in table
+    code, result, table, _ = call("search", "--vocab-sizes", "24576", "--max-dim", "600", "--tied", "--total", "25.2e6")
+    assert code == 0 and {row["vocab_size"] for row in result["candidates"]} == {24_576} and "exact halves" in table
+    code, result, _, _ = call("plan", "--model", "nanochat-d32", "--device-batch-size", "8", "--nproc-per-node", "8")
+    assert code == 0 and result["steps"] == 71_680 and result["elsewhere"]["RTX 4090"]["micro-batch"] == "does not fit"
+
+
+def test_the_command_of_a_plan_trains_what_was_planned():
+    for config in (PRESETS["nano"], replace(PRESETS["goldilocks"], depth=6, tied=True, softcap=None, seq_len=1024)):
+        for nodes, recompute in ((1, False), (2, True)):
+            plan = sizing.plan(config, nproc_per_node=2, nnodes=nodes, recompute=recompute)
+            launcher, flags = train_command(plan).split(" -m tinylib train ")
+            trained = train_config(flags.split())
+            assert trained.model == config and trained.recompute == recompute and trained.steps == plan.steps
+            assert trained.device_batch_size == plan.device_batch_size and "--nproc-per-node=2" in launcher
+            assert ("--standalone" in launcher) == (nodes == 1) and ("--nnodes=2" in launcher) == (nodes == 2)
+
+
+def test_a_model_may_come_from_a_file(call, tmp_path):
+    design = replace(PRESETS["nano"], depth=7)
+    (tmp_path / "design.json").write_text(to_json(design))
+    code, result, _, _ = call("size", "--model", str(tmp_path / "design.json"), "--tied")
+    assert code == 0 and result["config"] == vars(replace(design, tied=True))
 
 
 @pytest.mark.parametrize(("arguments", "code", "message"), [
     (["size", "--dim", "500"], 1, "error: GPTConfig: dim=500 is not a multiple of head_dim=64: use dim=448 or 512"),
-    (["size", "--model", "huge"], 1, "error: model='huge' is not a preset: use one of goldilocks"),
+    (["size", "--model", "huge"], 1, "error: model='huge' is neither a preset nor a file: use one of goldilocks"),
     (["size", "--depth", "1.5"], 2, "1.5 is not a whole number"),
     (["size", "--colour", "red"], 2, "--colour"),
     (["train", *SMALL, "--total-batch-size", "100"], 1, "total_batch_size=100 is not a multiple"),
@@ -74,6 +100,7 @@ def test_search_and_plan(call):
     (["eval", "nothing"], 1, "error: path='nothing' is no run directory"),
     (["tokenize"], 1, "use tokenize train, tokenize shards, tokenize eval"),
     (["search", "--total", "5"], 1, "total=5"),
+    (["search", "--head-dim", "7", "--tolerance", "2"], 1, "use 6 or 8; tolerance=2.0 is not a number from 0 to 1"),
     (["dance"], 2, "verb='dance' is not known: use one of size"),
 ])
 def test_what_cannot_be_done_is_said_in_one_line(call, tmp_path, arguments, code, message):

@@ -101,3 +101,14 @@ def test_the_closing_table_is_read_from_the_runs(trained):
 def test_the_notebooks_of_the_course_are_there():
     folder = course.Path(course.__file__).parent.parent / "notebooks"
     assert [name for name in course.NOTEBOOKS if not (folder / f"{name}.ipynb").is_file()] == []
+
+
+@pytest.mark.slow
+def test_a_reader_s_own_design_goes_through_the_whole_course(tmp_path, monkeypatch):
+    """Nothing about it is like the presets: depth, width, heads, split, softcap."""
+    monkeypatch.setenv("TINYLIB_HOME", str(tmp_path))
+    design = GPTConfig(depth=5, dim=96, vocab_size=2000, head_dim=48, seq_len=128, softcap=None)
+    hardware.save_design(design, "smoke")
+    table = course.run("smoke")["table"]
+    assert table["untied"]["parameters"] == f"{12 * 5 * 96**2 + 2 * 2000 * 96:,}"
+    assert table["tied"]["parameters"] == f"{12 * 5 * 96**2 + 2000 * 96:,}"

@@ -211,7 +211,7 @@ def test_ten_launches_leave_nothing(config, tmp_path):
     ({"data": "nowhere"}, 2, FileNotFoundError, "no token shards in .*nowhere"),
     ({"model": GPTConfig(depth=1, dim=64, vocab_size=256, seq_len=32)}, 2, ConfigError,
      "vocab_size=256 is smaller than the 300 ids"),
-    ({}, 0, ConfigError, "nproc_per_node=0 is not a whole number above zero"),
+    ({}, 0, ConfigError, "nproc_per_node=0 is not a whole number of at least 1"),
     ({}, "two", ConfigError, "nproc_per_node='two'"),
 ])
 def test_bad_input_writes_nothing(config, tmp_path, change, processes, error, message):

@@ -11,10 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tinylib import plots, sizing
-from tinylib.config import PRESETS, GPTConfig
-
-NINE = {name: PRESETS[name] for name in list(PRESETS)[:9]}
+from tinylib import plots
 
 
 def words(figure: plots.Figure) -> set[str]:
@@ -39,16 +36,6 @@ def test_style_ends_with_its_block():
     assert list(dict.items(matplotlib.rcParams)) == before
 
 
-@pytest.mark.parametrize("figure", [
-    plots.parameter_split(NINE), plots.compute_split(NINE), plots.depth_width_plane(),
-    plots.vocabulary_share(shapes=NINE)], ids=["split", "compute", "plane", "share"])
-def test_a_figure_names_its_axes_and_becomes_a_small_picture(figure: plots.Figure):
-    for axes in figure.axes:
-        assert axes.get_xlabel() and (axes.get_ylabel() or axes.get_yticklabels())
-    picture = figure._repr_png_()
-    assert picture.startswith(b"\x89PNG") and len(picture) < 100_000
-
-
 def luminance(colour: str) -> float:
     red, green, blue = (int(colour[start:start + 2], 16) / 255 for start in (1, 3, 5))
     return 0.299 * red + 0.587 * green + 0.114 * blue
@@ -58,51 +45,6 @@ def test_the_parts_differ_in_lightness_too():
     wte, blocks, lm_head = (luminance(colour) for colour in plots.PARTS.values())
     for first, second in itertools.combinations((wte, blocks, lm_head), 2):
         assert abs(first - second) > 0.05
-
-
-def test_split_draws_the_computed_parts():
-    shapes = NINE | {"tied": GPTConfig(tied=True)}
-    figure = plots.parameter_split(shapes)
-    axes = figure.axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == list(shapes)
-    for bars, part in zip(axes.containers, ("wte", "blocks", "lm_head"), strict=True):
-        drawn = [bar.get_width() * 1e6 for bar in bars]
-        assert drawn == pytest.approx([getattr(sizing.parameters(config), part) for config in shapes.values()])
-    ends = [bar.get_x() + bar.get_width() for bar in axes.containers[-1]]
-    assert ends == pytest.approx([sizing.parameters(config).total / 1e6 for config in shapes.values()])
-    assert {"86 %", "1.88B", "25.2M"} <= words(figure)
-    assert {"50 %", "25.2M"} == words(plots.parameter_split({"tied": GPTConfig(tied=True)})) - {""}
-
-
-@pytest.mark.parametrize("context", [None, 256])
-def test_compute_split_adds_up_to_the_flops_of_a_token(context: int | None):
-    axes = plots.compute_split(NINE, context).axes[0]
-    widths = np.array([[bar.get_width() for bar in bars] for bars in axes.containers])
-    flops = [sizing.flops_per_token(config, context) for config in NINE.values()]
-    assert widths.sum(axis=0) * 1e6 == pytest.approx(flops)
-    assert widths[1] * 1e6 == pytest.approx([6 * sizing.parameters(config).wte for config in NINE.values()])
-
-
-def test_every_point_of_a_line_of_the_plane_has_the_size_it_promises():
-    axes = plots.depth_width_plane(total=38e6, vocab_sizes=(24_576, 65_536)).axes[0]
-    curves = {line.get_label(): line.get_xydata() for line in axes.lines}
-    width, depth = curves["balanced: V = 12·L·D"].T
-    np.testing.assert_allclose(2 * (12 * depth * width) * width + 12 * depth * width**2, 38e6)
-    for vocab_size in (24_576, 65_536):
-        width, depth = curves[f"V = {vocab_size:,}"].T
-        seen = ~np.isnan(depth)
-        np.testing.assert_allclose((2 * vocab_size * width + 12 * depth * width**2)[seen], 38e6)
-    points = [tuple(line.get_xydata()[0]) for line in axes.lines if line.get_marker() == "o"]
-    assert points == [(512, 4), (384, 7), (192, 29)]
-
-
-def test_vocabulary_share_is_the_split_of_real_shapes():
-    axes = plots.vocabulary_share(vocab_sizes=(24_576,), shapes={"goldilocks": PRESETS["goldilocks"]}).axes[0]
-    width, share = axes.lines[0].get_xydata().T
-    for dim in (64, 512, 4096):
-        split = sizing.parameters(GPTConfig(4, dim, 24_576)).split
-        assert np.interp(np.log(dim), np.log(width), share) == pytest.approx(split["wte"] + split["lm_head"], abs=0.05)
-    assert axes.lines[-1].get_xydata()[0] == pytest.approx([512, 200 / 3])
 
 
 @pytest.mark.parametrize(("value", "text"), [

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinylib.config import PRESETS, GPTConfig
-from tinylib.flags import parse, part, taken, train_config, with_model
+from tinylib.flags import parse, part, taken, train_command, train_config, with_model
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,19 +88,17 @@ def size(arguments: list[str]) -> Result:
     return with_model(_size, arguments)
 
 
-def _size(config: GPTConfig) -> Result:
-    """Parameters, FLOPs and bytes of a model."""
+def _size(config: GPTConfig, batch_size: int = 1) -> Result:
+    """Parameters, FLOPs and bytes of a model; activations and logits of BATCH_SIZE sequences, in float32."""
     from tinylib import sizing
 
-    counts = sizing.parameters(config)
-    parts = {"wte": counts.wte, "blocks": counts.blocks, "lm_head": counts.lm_head, "total": counts.total}
-    shares = {f"{part}_percent": round(percent, 2) for part, percent in counts.split.items()}
-    facts = {"total_tied": counts.total_tied, "flops_per_token": sizing.flops_per_token(config),
-             "weight_bytes": sizing.weight_bytes(config), "optimizer_bytes": sizing.optimizer_bytes(config),
-             "kv_cache_bytes": sizing.kv_cache_bytes(config)}
-    _show({**{name: f"{value:,}" for name, value in parts.items()}, **shares,
-           **{name: f"{value:,}" for name, value in facts.items()}})
-    return {**parts, **shares, **facts, "config": config}
+    facts = sizing.sheet(config, batch_size)
+    shares = {f"{part}_percent": round(percent, 2) for part, percent in sizing.parameters(config).split.items()}
+    names = [name for name, preset in PRESETS.items() if preset == config]
+    run = {name: vars(sizing.PUBLISHED[name]) for name in names if name in sizing.PUBLISHED}
+    _show({**{name: f"{value:,}" for name, value in facts.items()}, **shares,
+           **{f"published {name}": value for facts in run.values() for name, value in facts.items()}})
+    return {**facts, **shares, "published": run, "config": config}
 
 
 def search(arguments: list[str]) -> Result:
@@ -108,18 +106,29 @@ def search(arguments: list[str]) -> Result:
     from tinylib import sizing
 
     found = parse(sizing.search, arguments)
-    _show(found.head(12)[["preset", "depth", "dim", "vocab_size", "total", "blocks_percent", "off_percent",
-                          "per_layer", "flops_per_token"]].round(2))
-    return {"found": len(found), "candidates": found.head(12).to_dict("records")}
+    best, short = found.head(12).set_axis(range(1, min(12, len(found)) + 1)), sizing.findings(found)
+    _show(best[["preset", "depth", "dim", "vocab_size", "total", "blocks_percent", "off_percent", "per_layer",
+                "flops_per_token", "decode_bytes", "pareto"]].round(2))
+    print("", *(f"{rank:>2}  {text}" for rank, text in best["trades"].items()), "", *short, sep="\n")
+    return {"found": len(found), "pareto": int(found["pareto"].sum()), "findings": short,
+            "candidates": best.to_dict("records"), "missed": sizing.missed(found).head(12).to_dict("records")}
 
 
 def plan(arguments: list[str]) -> Result:
-    """what training a model takes: tokens, steps, time and cost"""
+    """what training a model takes: tokens, steps, memory, time and cost, here and on other hardware"""
     from tinylib import sizing
 
     made = with_model(sizing.plan, arguments)
-    _show(made.table().to_dict())
-    return dataclasses.asdict(made)
+    elsewhere = sizing.plans(made.config, nproc_per_node=made.nproc_per_node, nnodes=made.nnodes, tokens=made.tokens,
+                             total_batch_size=made.total_batch_size, mfu=made.utilisation)
+    reported = {f"published: {run.holds}": f"{run.hours} h and ${run.usd}; planned here: {made.train_s / 3600:.1f} h"
+                for name, run in sizing.PUBLISHED.items() if PRESETS[name] == made.config}
+    command = train_command(made)
+    _show(made.table().to_dict() | {"capability": sizing.tier(made.flops)} | reported)
+    print(f"\n{command}\n")
+    _show(elsewhere.drop(columns="source of the peak").map(
+        lambda value: "" if value != value else f"{value:.3g}" if isinstance(value, float) else value))
+    return made.figures() | {"command": command, "elsewhere": elsewhere.to_dict("index")}
 
 
 def corpus(arguments: list[str]) -> Result:

@@ -9,24 +9,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
+
+from tinylib import rules
+from tinylib.rules import ConfigError, either, neighbours
 
 Role = Literal["embedding", "unembedding", "tied", "matrix"]
 DeviceKind = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Switch = Literal["auto", "on", "off"]
-_CHOICES = {"device": get_args(DeviceKind), "dtype": get_args(Precision), "compile": get_args(Switch)}
+_CHOICES = {"device": get_args(DeviceKind), "dtype": get_args(Precision), "compile": get_args(Switch),
+            "recompute": (True, False)}
 Config = TypeVar("Config", "GPTConfig", "TrainConfig")
-
-
-class ConfigError(ValueError):
-    """A configuration that breaks its rules; the message lists every problem: field, value, rule, fix."""
-
-    def __init__(self, owner: str, problems: list[str]) -> None:
-        self.problems = problems
-        super().__init__(f"{owner}: " + "; ".join(problems))
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,7 @@ class GPTConfig:
     >>> GPTConfig(depth=4, dim=500)
     Traceback (most recent call last):
         ...
-    tinylib.config.ConfigError: GPTConfig: dim=500 is not a multiple of head_dim=64: use dim=448 or 512, \
+    tinylib.rules.ConfigError: GPTConfig: dim=500 is not a multiple of head_dim=64: use dim=448 or 512, \
 or a head_dim that divides 500, such as 50
     """
 
@@ -74,13 +69,18 @@ or a head_dim that divides 500, such as 50
     """Logits are squashed to softcap·tanh(logits / softcap); None leaves them as they are."""
 
     def __post_init__(self) -> None:
-        problems = [_whole(self, name) for name in ("depth", "dim", "vocab_size", "head_dim", "seq_len")]
+        sizes = ("depth", "dim", "vocab_size", "head_dim", "seq_len")
+        for name in sizes:
+            if rules.is_whole(getattr(self, name)):
+                object.__setattr__(self, name, int(getattr(self, name)))    # numpy's, from a table, are welcome
+        problems = [rules.whole(name, getattr(self, name)) for name in sizes]
         if not any(problems):
             problems += [head_problem(self.dim, self.head_dim)]
-        problems += [_positive(self, "rope_theta")]
+        problems += [rules.number("rope_theta", self.rope_theta, 0, above=True)]
         if self.softcap is not None:
-            problems += [_positive(self, "softcap")]
-        _raise(self, problems)
+            problems += [rules.number("softcap", self.softcap, 0, above=True)]
+        problems += [rules.choice("tied", self.tied, (True, False))]
+        rules.refuse("GPTConfig", problems)
 
     @property
     def n_head(self) -> int:
@@ -120,7 +120,7 @@ class TrainConfig:
     >>> TrainConfig(model=PRESETS["nano"], total_batch_size=5_000, device_batch_size=2)
     Traceback (most recent call last):
         ...
-    tinylib.config.ConfigError: TrainConfig: total_batch_size=5000 is not a multiple of device_batch_size × seq_len \
+    tinylib.rules.ConfigError: TrainConfig: total_batch_size=5000 is not a multiple of device_batch_size × seq_len \
 = 2 × 2048 = 4096: use 4096 or 8192
     """
 
@@ -169,25 +169,28 @@ class TrainConfig:
     dtype: Precision = "auto"
     """Precision of the matrix products; weights and optimizer state are float32 in any case."""
     compile: Switch = "auto"
+    recompute: bool = False
+    """Whether activations are computed again in the backward pass instead of kept: less memory, a third more time."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, GPTConfig):
-            _raise(self, [f"model={self.model!r} is not a GPTConfig: use PRESETS[name] or GPTConfig(...)"])
-        whole = ["steps", "total_batch_size", "device_batch_size", "keep"]
-        whole += [name for name in ("eval_every", "eval_tokens", "save_every") if getattr(self, name) is not None]
-        problems = [_whole(self, name) for name in whole] + [_whole(self, "seed", least=0)]
+            raise ConfigError("TrainConfig", [f"model={self.model!r} is not a GPTConfig: use PRESETS[name] or "
+                                              "GPTConfig(...)"])
+        counts = {name: 1 for name in ("steps", "total_batch_size", "device_batch_size", "keep")} | {"seed": 0}
+        counts |= {name: 1 for name in ("eval_every", "eval_tokens", "save_every") if getattr(self, name) is not None}
         rates = ["embedding_lr", "unembedding_lr", "tied_lr", "matrix_lr", "adam_eps"]
         rates += ["grad_clip"] if self.grad_clip is not None else []
-        problems += [_positive(self, name) for name in rates]
-        problems += [_share(self, name) for name in ("warmup_fraction", "warmdown_fraction", "muon_momentum",
-                                                     "weight_decay")]
-        problems += [_choice(self, name) for name in ("device", "dtype", "compile")]
+        shares = ("warmup_fraction", "warmdown_fraction", "muon_momentum", "weight_decay")
+        problems = [rules.whole(name, getattr(self, name), least) for name, least in counts.items()]
+        problems += [rules.number(name, getattr(self, name), 0, above=True) for name in rates]
+        problems += [rules.number(name, getattr(self, name), 0, 1) for name in shares]
+        problems += [rules.choice(name, getattr(self, name), legal) for name, legal in _CHOICES.items()]
         problems += [f"{name}={getattr(self, name)!r} is not a folder's name: use a path"
                      for name in ("data", "run") if not isinstance(getattr(self, name), str) or not getattr(self, name)]
         problems += [_betas_problem(self.adam_betas)]
         if not any(problems):
             problems += [self._batch_problem(), self._schedule_problem()]
-        _raise(self, problems)
+        rules.refuse("TrainConfig", problems)
 
     def _batch_problem(self) -> str | None:
         micro = self.device_batch_size * self.model.seq_len
@@ -195,23 +198,13 @@ class TrainConfig:
             return None
         return (f"total_batch_size={self.total_batch_size} is not a multiple of device_batch_size × seq_len = "
                 f"{self.device_batch_size} × {self.model.seq_len} = {micro}: use "
-                + _either(neighbours(self.total_batch_size, micro)))
+                + either(neighbours(self.total_batch_size, micro)))
 
     def _schedule_problem(self) -> str | None:
         if self.warmup_fraction + self.warmdown_fraction <= 1:
             return None
         return (f"warmup_fraction={self.warmup_fraction} and warmdown_fraction={self.warmdown_fraction} make more than "
                 f"the whole run: use {1 - self.warmup_fraction:g} or less for the second")
-
-
-def neighbours(value: int, step: int) -> list[int]:
-    """The multiples of `step` just below and above `value`, leaving out zero.
-
-    >>> neighbours(500, 64), neighbours(30, 64)
-    ([448, 512], [64])
-    """
-    below = value // step * step
-    return [multiple for multiple in (below, below + step) if multiple > 0]
 
 
 def to_json(config: GPTConfig | TrainConfig) -> str:
@@ -246,27 +239,15 @@ def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
 def head_problem(dim: int, head_dim: int) -> str | None:
     """What is wrong with heads of `head_dim` in a width of `dim`, and the nearest legal values; None if nothing is."""
     if head_dim % 2:
-        return f"head_dim={head_dim} is odd, and RoPE turns pairs: use {_either(neighbours(head_dim, 2))}"
+        return rules.whole("head_dim", head_dim, least=2, step=2)
     if dim % head_dim == 0:
         return None
     divisors = [size for size in range(2, dim + 1, 2) if dim % size == 0]
-    problem = f"dim={dim} is not a multiple of head_dim={head_dim}: use dim={_either(neighbours(dim, head_dim))}"
+    problem = f"dim={dim} is not a multiple of head_dim={head_dim}: use dim={either(neighbours(dim, head_dim))}"
     if divisors:
         nearest = min(divisors, key=lambda size: abs(size - head_dim))
         problem += f", or a head_dim that divides {dim}, such as {nearest}"
     return problem
-
-
-def _whole(config: Any, name: str, least: int = 1) -> str | None:
-    value = getattr(config, name)
-    if isinstance(value, int) and not isinstance(value, bool) and value >= least:
-        return None
-    return f"{name}={value!r} is not a whole number {'above' if least else 'of at least'} zero: use {least} or more"
-
-
-def _choice(config: Any, name: str) -> str | None:
-    value, legal = getattr(config, name), _CHOICES[name]
-    return None if value in legal else f"{name}={value!r} is not a choice: use {_either(legal)}"
 
 
 def _betas_problem(betas: Any) -> str | None:
@@ -274,31 +255,6 @@ def _betas_problem(betas: Any) -> str | None:
     if pair and all(0 <= beta < 1 for beta in betas):
         return None
     return f"adam_betas={betas!r} is not a pair of numbers from 0 to below 1: use (0.8, 0.95)"
-
-
-def _positive(config: Any, name: str) -> str | None:
-    return _number(config, name, lambda value: 0 < value < math.inf, "a number above zero")
-
-
-def _share(config: Any, name: str) -> str | None:
-    return _number(config, name, lambda value: 0 <= value <= 1, "a number between 0 and 1")
-
-
-def _number(config: Any, name: str, legal: Callable[[float], bool], rule: str) -> str | None:
-    value = getattr(config, name)
-    if isinstance(value, int | float) and not isinstance(value, bool) and legal(value):
-        return None
-    return f"{name}={value!r} is not {rule}: use {rule}"
-
-
-def _either(values: Iterable[Any]) -> str:
-    return " or ".join(str(value) for value in values)
-
-
-def _raise(config: Any, problems: list[str | None]) -> None:
-    found = [problem for problem in problems if problem]
-    if found:
-        raise ConfigError(type(config).__name__, found)
 
 
 PRESETS: dict[str, GPTConfig] = {

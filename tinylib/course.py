@@ -64,7 +64,8 @@ def run(profile: str | None = None) -> dict[str, Any]:
 def execute(path: Path, kept: Path, environment: Mapping[str, str]) -> NotebookNode:
     """Execute the notebook at `path` in its own folder and keep it in the folder `kept`, also when it fails.
 
-    `environment` is that of its kernel.  Raises CourseFailed.
+    `environment` is that of its kernel, but for widgets: what is kept must show without a kernel, so they are off and
+    leave their static panels.  Raises CourseFailed.
     """
     import nbformat
     from jupyter_client.kernelspec import NoSuchKernel
@@ -79,7 +80,7 @@ def execute(path: Path, kept: Path, environment: Mapping[str, str]) -> NotebookN
                                 resources={"metadata": {"path": str(path.parent)}}, on_cell_start=progress.start,
                                 on_cell_executed=progress.end)
         try:
-            client.execute(env=dict(environment))
+            client.execute(env={**environment, "TINYLIB_WIDGETS": "off"})
         except NoSuchKernel as error:
             raise CourseFailed(f"{path.name}: this Python has no notebook kernel, pip install ipykernel") from error
         except (CellExecutionError, DeadKernelError) as error:

@@ -12,9 +12,12 @@ import json
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tinylib.config import PRESETS, GPTConfig, TrainConfig, from_dict
+from tinylib.config import PRESETS, GPTConfig, TrainConfig, from_dict, from_json
+
+if TYPE_CHECKING:
+    from tinylib.sizing import Plan
 
 
 def parse(target: Any, arguments: list[str], **options: Any) -> Any:
@@ -95,8 +98,11 @@ def taken(arguments: list[str], *options: str, flags: tuple[str, ...] = ()) -> t
 
 
 def _preset(name: str | None) -> GPTConfig:
+    """The preset called `name`, or the model in the file of that name."""
+    if name is not None and name not in PRESETS and Path(name).is_file():
+        return from_json(GPTConfig, Path(name).read_text(encoding="utf-8"))
     if name is not None and name not in PRESETS:
-        raise ValueError(f"model={name!r} is not a preset: use one of {', '.join(PRESETS)}")
+        raise ValueError(f"model={name!r} is neither a preset nor a file: use one of {', '.join(PRESETS)}")
     return PRESETS[name or "goldilocks"]
 
 
@@ -138,6 +144,26 @@ def train_config(arguments: list[str]) -> TrainConfig:
     default = _TrainFlags(**_fields(model, GPTConfig), **names)
     flags = parse(_TrainFlags, rest, default=default, prog="python -m tinylib train")
     return TrainConfig(model=GPTConfig(**_fields(flags, GPTConfig)), **{name: getattr(flags, name) for name in names})
+
+
+def train_command(plan: Plan) -> str:
+    """The command that carries a plan out, on each of its nodes.
+
+    >>> from tinylib.sizing import plan
+    >>> train_command(plan(PRESETS["mini"], total_batch_size=65_536)).split(" -m ")
+    ['torchrun --standalone --nproc-per-node=1', 'tinylib train --model mini --steps 2880 --total-batch-size 65536 \
+--device-batch-size 32']
+    """
+    names = [name for name, preset in PRESETS.items() if preset == plan.config]
+    changed = {field.name: getattr(plan.config, field.name) for field in dataclasses.fields(GPTConfig)
+               if getattr(plan.config, field.name) != field.default}
+    flags = {"model": names[0]} if names else changed
+    flags |= {"steps": plan.steps, "total_batch_size": plan.total_batch_size,
+              "device_batch_size": plan.device_batch_size} | ({"recompute": True} if plan.recompute else {})
+    nodes = "--standalone" if plan.nnodes == 1 else (
+        f"--nnodes={plan.nnodes} --rdzv-backend=c10d --rdzv-id=tinylib --rdzv-endpoint=HOST:29400")
+    words = [f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in flags.items()]
+    return f"torchrun {nodes} --nproc-per-node={plan.nproc_per_node} -m tinylib train " + " ".join(words)
 
 
 def part(verb: str, arguments: list[str], **parts: Callable[..., Any]) -> Callable[..., Any]:

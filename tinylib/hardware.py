@@ -1,6 +1,6 @@
 """What this machine is, as functions: device, precision, peak FLOP/s, the profile, and what is missing.
 
-Nothing is probed at import.  Peaks are for dense bfloat16 products without sparsity, from the makers' data sheets.
+Nothing is probed at import.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import sys
 import sysconfig
@@ -16,22 +17,46 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from tinylib.config import PRESETS, TrainConfig
+from tinylib import rules
+from tinylib.config import PRESETS, ConfigError, GPTConfig, TrainConfig, from_json, to_json
 
-PEAK_FLOPS: dict[str, tuple[float, str]] = {
-    "B200": (2.25e15, "NVIDIA Blackwell datasheet, dense bf16"),
-    "H200": (989e12, "NVIDIA H200 datasheet, dense bf16"),
-    "H100 PCIe": (756e12, "NVIDIA H100 datasheet, PCIe, dense bf16"),
-    "H100 NVL": (835e12, "NVIDIA H100 NVL product brief, dense bf16"),
-    "H100": (989e12, "NVIDIA H100 datasheet, SXM, dense bf16"),
-    "A100": (312e12, "NVIDIA A100 datasheet, dense bf16"),
-    "L40S": (362e12, "NVIDIA L40S datasheet, dense bf16"),
-    "L4": (121e12, "NVIDIA L4 datasheet, dense bf16"),
-    "A10G": (70e12, "AWS G5 instance page, dense bf16"),
-    "RTX 4090": (165.2e12, "NVIDIA Ada whitepaper, dense bf16 with fp32 accumulate"),
-    "RTX 3090": (71e12, "NVIDIA GA102 whitepaper, dense bf16 with fp32 accumulate"),
+
+@dataclass(frozen=True)
+class Accelerator:
+    """What one device can do, as its maker says, and what an hour of it costs."""
+
+    peak_flops: float
+    """Dense bfloat16 FLOP/s, sums in float32, no sparsity."""
+    memory_bytes: float
+    """As sold; a card reports some percent more, which its driver and allocator use up."""
+    bandwidth: float
+    """Bytes a second to its own memory."""
+    link: float
+    """Bytes a second to the other devices of its machine, in one direction, without an optional bridge."""
+    usd_per_hour: float
+    source: str
+    """Of the peak.  The price: RUNPOD, where nothing else is said."""
+
+
+RUNPOD = "RunPod, secure, on demand, in SkyPilot's catalogue of August 2026"
+_SHEET = "NVIDIA data sheet"
+
+ACCELERATORS: dict[str, Accelerator] = {
+    "B200": Accelerator(2250e12, 180e9, 8000e9, 900e9, 6.79, f"{_SHEET}, HGX"),
+    "H200": Accelerator(989e12, 141e9, 4800e9, 450e9, 4.59, f"{_SHEET}, SXM"),
+    "H100": Accelerator(989e12, 80e9, 3350e9, 450e9, 3.29, f"{_SHEET}, SXM"),
+    "H100 NVL": Accelerator(835e12, 94e9, 3900e9, 64e9, 3.19, f"{_SHEET}"),
+    "H100 PCIe": Accelerator(756e12, 80e9, 2000e9, 64e9, 2.89, f"{_SHEET}, PCIe"),
+    "A100": Accelerator(312e12, 80e9, 2039e9, 300e9, 1.59, f"{_SHEET}, SXM, 80 GB"),
+    "L40S": Accelerator(362e12, 48e9, 864e9, 32e9, 0.99, f"{_SHEET}"),
+    "L4": Accelerator(121e12, 24e9, 300e9, 32e9, 0.49, f"{_SHEET}"),
+    "A10G": Accelerator(70e12, 24e9, 600e9, 32e9, 1.01, "measured at 69.5e12; price of AWS g5.xlarge, June 2026"),
+    "RTX 4090": Accelerator(165.2e12, 24e9, 1008e9, 32e9, 0.74, "NVIDIA Ada whitepaper"),
+    "RTX 3090": Accelerator(71e12, 24e9, 936e9, 32e9, 0.50, "NVIDIA GA102 whitepaper"),
 }
-"""Peak FLOP/s by a part of the device's name; the first part that occurs in the name counts."""
+"""By the part of a device's name that tells it from all others."""
+_OTHER_MODELS = r"(?! (?:NVL|PCIe|Ti|D|SUPER|Laptop)\b)"
+"""Words after a name that make it another device's: an RTX 3090 Ti is no RTX 3090."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +68,7 @@ class Device:
     count: int
     memory_bytes: int
     peak_flops: float | None
-    """Dense bf16 FLOP/s of one device; None where the data sheet is not in PEAK_FLOPS, so MFU reads "n/a"."""
+    """Dense bf16 FLOP/s of one device; None where ACCELERATORS has no data sheet, so MFU reads "n/a"."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +98,11 @@ class Profile:
         return self.data / "shards"
 
     @property
+    def design(self) -> Path:
+        """The reader's own model, which takes the place of the profile's; written by notebook 01 or `save_design`."""
+        return self.data / "design.json"
+
+    @property
     def runs(self) -> Path:
         """Where this profile's run directories lie."""
         return home() / "runs" / self.name
@@ -89,6 +119,8 @@ def home() -> Path:
 def profile(name: str | None = None) -> Profile:
     """The profile called `name`, else $TINYLIB_PROFILE, else "gpu" where CUDA is and "cpu" elsewhere.
 
+    Its model is the reader's own where `save_design` wrote one.  Raises ConfigError for a broken file of that.
+
     >>> profile("smoke").train.model.dim
     64
     """
@@ -96,7 +128,34 @@ def profile(name: str | None = None) -> Profile:
     if name not in _PROFILES:
         raise ValueError(f"TINYLIB_PROFILE={name!r} is not a profile: use " + ", ".join(_PROFILES))
     chosen = _PROFILES[name]
-    return replace(chosen, train=replace(chosen.train, data=str(chosen.shards), run=str(chosen.runs / "untied")))
+    train = replace(chosen.train, data=str(chosen.shards), run=str(chosen.runs / "untied"))
+    if chosen.design.is_file():
+        train = _with_design(train, chosen.design.read_text(encoding="utf-8"), chosen.design)
+    return replace(chosen, train=train)
+
+
+def save_design(config: GPTConfig, profile_name: str | None = None) -> Path:
+    """Make `config` the model that the profile trains from now on, in every notebook and verb; returns its file.
+
+    Delete the file to go back to the profile's own.  Raises ConfigError for a tied model, for the course compares with
+    that later, and where the profile's batch does not suit it.
+    """
+    chosen = profile(profile_name)
+    rules.refuse(f"design {chosen.design}", ["tied=True comes last in the course, in notebook 06: use tied=False"]
+                 if config.tied else [])
+    _with_design(chosen.train, to_json(config), chosen.design)
+    chosen.design.parent.mkdir(parents=True, exist_ok=True)
+    chosen.design.write_text(to_json(config) + "\n", encoding="utf-8")
+    return chosen.design
+
+
+def _with_design(train: TrainConfig, text: str, file: Path) -> TrainConfig:
+    try:
+        return replace(train, model=from_json(GPTConfig, text))
+    except ConfigError as error:
+        raise ConfigError(f"design {file}", error.problems) from None
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"design {file}", [f"{error}, so it holds no model: delete it"]) from None
 
 
 _PROFILES: dict[str, Profile] = {
@@ -127,17 +186,19 @@ def device(kind: str = "auto") -> Device:
     if chosen != "cuda":
         return Device(chosen, platform.processor() or platform.machine(), 1, memory_bytes(), None)
     properties = torch.cuda.get_device_properties(0)
+    known = accelerator(properties.name)
     return Device("cuda", properties.name, torch.cuda.device_count(), properties.total_memory,
-                  peak_flops(properties.name))
+                  known and known.peak_flops)
 
 
-def peak_flops(name: str) -> float | None:
-    """Dense bf16 FLOP/s of the device called `name`; None where no data sheet is known.
+def accelerator(name: str) -> Accelerator | None:
+    """The data of the device that calls itself `name`; None where no data sheet is in ACCELERATORS.
 
-    >>> peak_flops("NVIDIA H100 80GB HBM3"), peak_flops("NVIDIA GeForce GTX 970")
-    (989000000000000.0, None)
+    >>> accelerator("NVIDIA H100 80GB HBM3").peak_flops, accelerator("NVIDIA L40"), accelerator("RTX 3090 Ti")
+    (989000000000000.0, None, None)
     """
-    return next((peak for part, (peak, _) in PEAK_FLOPS.items() if part in name), None)
+    return next((found for part, found in ACCELERATORS.items()
+                 if re.search(rf"(?<!\w){part}(?![\w]){_OTHER_MODELS}", name)), None)
 
 
 def dtype(device: Device) -> tuple[Literal["float32", "bfloat16"], str]:

@@ -18,14 +18,12 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from tinylib import sizing
 from tinylib.config import GPTConfig
 
 NORM_EPS = 1e-6
-CHUNK_ROWS = {"cpu": 256, "cuda": 8192}
-"""Rows of logits that the loss holds at once: few enough for a CPU's cache, enough to fill a GPU."""
-
-
 Reduction = Literal["mean", "sum", "none"]
 Kernel = Callable[[Tensor, Tensor, float | None], tuple[Tensor, Tensor]]
 
@@ -123,6 +121,8 @@ class GPT(nn.Module):
         self.wte = nn.Embedding(config.vocab_size, config.dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.lm_head = None if config.tied else nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.recompute = False
+        """Whether a backward pass computes each block's activations again instead of keeping them."""
         self._kernel: Kernel = loss_and_gradient
         self._compiled_hidden: Callable[[Tensor], Tensor] | None = None
         if not self.wte.weight.is_meta:
@@ -157,7 +157,10 @@ class GPT(nn.Module):
         rope = rope_table(before, x_BT.shape[1], self.config.head_dim, self.config.rope_theta, x_BT.device)
         x_BTD = rms_norm(self.wte(x_BT))
         for layer, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, rope, cache, layer)
+            if self.recompute and torch.is_grad_enabled():
+                x_BTD = checkpoint(block, x_BTD, rope, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x_BTD = block(x_BTD, rope, cache, layer)
         if cache is not None:
             cache.advance(x_BT.shape[1])
         return rms_norm(x_BTD)
@@ -239,7 +242,7 @@ def cross_entropy(x_RD: Tensor, table_VD: Tensor, y_R: Tensor, cap: float | None
     """Cross-entropy in nats of the softcapped logits of R rows against targets; a target of -1 doesn't count.
 
     "mean" is over the targets that count, "sum" over the rows, "none" gives [R] with 0 where nothing counts.  At most
-    `chunk_rows` × V logits exist at a time (None: CHUNK_ROWS of the device), and for "mean" and "sum" the gradients
+    `chunk_rows` × V logits exist at a time (None: `sizing.chunk_rows`), and for "mean" and "sum" the gradients
     are made in the same pass, so that nothing of size R × V waits for the backward pass.  `kernel` is
     `loss_and_gradient` or a compiled version of it.
 
@@ -248,7 +251,7 @@ def cross_entropy(x_RD: Tensor, table_VD: Tensor, y_R: Tensor, cap: float | None
     True
     """
     kind = x_RD.device.type
-    chunk_rows = chunk_rows or CHUNK_ROWS.get(kind, CHUNK_ROWS["cpu"])
+    chunk_rows = chunk_rows or sizing.chunk_rows(table_VD.shape[0], kind)
     if torch.is_autocast_enabled(kind):    # in-place products, as below, are not cast by themselves
         x_RD = x_RD.to(torch.get_autocast_dtype(kind))
     if reduction == "none":

@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinylib import rundir
+from tinylib import rules, rundir
 from tinylib.config import ConfigError
 from tinylib.tokenizer import Tokenizer, batched
 
@@ -223,7 +223,7 @@ class Shards:
     def in_order(self, seq_len: int, max_windows: int | None = None, *,
                  batch_size: int = 8) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Inputs and targets x_BT and y_BT of the first `max_windows` windows, in the order of the files."""
-        _at_least("batch_size", batch_size, 1)
+        rules.refuse("Shards", [rules.whole("batch_size", batch_size)])
         last = self.windows(seq_len) if max_windows is None else min(max_windows, self.windows(seq_len))
         for start in range(0, last, batch_size):
             yield self._read(np.arange(start, min(start + batch_size, last)), seq_len)
@@ -234,12 +234,11 @@ class Shards:
 
     def _starts(self, seq_len: int) -> np.ndarray:
         """Number of the first window of each file, and the number of windows as the last entry."""
-        _at_least("seq_len", seq_len, 1)
+        rules.refuse("Shards", [rules.whole("seq_len", seq_len)])
         return np.concatenate([[0], np.cumsum(-(-(self._lengths - 1) // seq_len))])
 
     def _windows_of(self, step: int, batch_size: int, seq_len: int, seed: int, rows: Rows) -> np.ndarray:
-        _at_least("step", step, 0)
-        _at_least("batch_size", batch_size, 1)
+        rules.refuse("Shards", [rules.whole("step", step, least=0), rules.whole("batch_size", batch_size)])
         windows = self.windows(seq_len)
         if windows == 0:
             raise ValueError(f"split {self.split!r} of {self.folder} holds {self.tokens} tokens and so no target: "
@@ -319,8 +318,3 @@ def _chosen(rows: Rows, batch_size: int) -> np.ndarray:
     if ((chosen < 0) | (chosen >= batch_size)).any():
         raise ValueError(f"rows={rows!r} are not all in the global batch: rows go from 0 to {batch_size - 1}")
     return chosen
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"{name}={value!r} is not a whole number of at least {least}")

@@ -91,6 +91,7 @@ class _Loop:
         self.shards, self.validation = open_splits(config.data, shape.vocab_size)
         self.dtype = _dtype(config)
         self.model = GPT(shape, config.seed).to(world.device)
+        self.model.recompute = config.recompute
         self.optimizer = Optimizer(self.model, config)
         self.gradient = _flat_gradient(self.model)
         self.step = self._resume() if resume else 0
@@ -255,8 +256,8 @@ def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-_FREE = ("data", "run", "device", "device_batch_size", "dtype", "compile", "eval_every", "eval_tokens", "save_every",
-         "keep")
+_FREE = ("data", "run", "device", "device_batch_size", "dtype", "compile", "recompute", "eval_every", "eval_tokens",
+         "save_every", "keep")
 """Fields that may change on resume: they alter neither the batches nor the updates."""
 
 

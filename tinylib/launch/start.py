@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from tinylib import hardware
+from tinylib import hardware, rules
 from tinylib.config import ConfigError, TrainConfig
 from tinylib.launch.run import Run, refuse_alive
 from tinylib.rundir import Process, RunDirectory, plain
@@ -55,9 +55,8 @@ def _processes(config: TrainConfig, nproc_per_node: int | Literal["auto"]) -> in
         gpus = torch.cuda.device_count()    # counts without taking hold of a device in this process
     if nproc_per_node == "auto":
         return max(1, gpus)
-    if not isinstance(nproc_per_node, int) or isinstance(nproc_per_node, bool) or nproc_per_node < 1:
-        raise ConfigError("launch", [f"nproc_per_node={nproc_per_node!r} is not a whole number above zero: "
-                                     'use 1 or more, or "auto"'])
+    problem = rules.whole("nproc_per_node", nproc_per_node)
+    rules.refuse("launch", [problem and f'{problem}, or "auto"'])
     if gpus and nproc_per_node > gpus:
         raise ConfigError("launch", [f"nproc_per_node={nproc_per_node} is more than this machine's GPUs: "
                                      f'use {gpus} or fewer, or device="cpu"'])

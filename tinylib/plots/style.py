@@ -41,7 +41,7 @@ class Figure(_Figure):
         from PIL import Image  # matplotlib brings it along
 
         drawn, packed = io.BytesIO(), io.BytesIO()
-        self.savefig(drawn, format="png", dpi=110)
+        self.savefig(drawn, format="png", dpi="figure")
         # A notebook keeps its figures in the file, and a palette of 256 colours takes a third of the bytes.
         Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(packed, "png", optimize=True)
         return packed.getvalue()
@@ -54,16 +54,17 @@ def style() -> Iterator[None]:
         yield
 
 
-def canvas(columns: int = 1, height_in: float = 3.4, width_in: float = 7.0, **kwargs: Any) -> tuple[Figure, Any]:
-    """A figure of half a page and its axes (an array of axes if `columns` > 1); `kwargs` go to `Figure.subplots`.
+def canvas(columns: int = 1, height_in: float = 3.4, width_in: float = 7.0, rows: int = 1,
+           **kwargs: Any) -> tuple[Figure, Any]:
+    """A figure of half a page and its axes (an array if there are several); `kwargs` go to `Figure.subplots`.
 
     >>> with style():
     ...     figure, axes = canvas()
     >>> figure.get_size_inches().tolist()
     [7.0, 3.4]
     """
-    figure = Figure(figsize=(width_in, height_in), layout="constrained")
-    return figure, figure.subplots(1, columns, **kwargs)
+    figure = Figure(figsize=(width_in, height_in), dpi=110, layout="constrained")
+    return figure, figure.subplots(rows, columns, **kwargs)
 
 
 def footnote(figure: Figure, text: str) -> None:

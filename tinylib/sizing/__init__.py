@@ -3,25 +3,41 @@
 Letters: B batch, T tokens, D dim, V vocabulary, L layers, N heads, H head dim.  No torch anywhere.
 """
 
+from tinylib.sizing.budgets import BUDGETS, PUBLISHED, TIERS, Budget, Published, Tier, published, tier, token_budget
 from tinylib.sizing.counts import (
     Convention,
-    Memory,
+    Flops,
     Parameters,
-    activation_bytes,
     balanced,
     decode_flops,
+    flops_by_part,
     flops_per_token,
-    kv_cache_bytes,
-    memory,
-    optimizer_bytes,
+    layers,
     parameters,
     prefill_flops,
+)
+from tinylib.sizing.memory import (
+    Memory,
+    Precision,
+    activation_bytes,
+    chunk_rows,
+    kv_cache_bytes,
+    largest_batch,
+    loss_bytes,
+    memory,
+    optimizer_bytes,
+    sheet,
+    update_bytes,
     weight_bytes,
 )
-from tinylib.sizing.planning import ASSUMED_MFU, BUDGETS, Budget, Plan, plan, plan_batch, token_budget
+from tinylib.sizing.planning import ASSUMED_MFU, Plan, communication_s, plan, plan_batch, plans
 from tinylib.sizing.shapes import search, specifications
+from tinylib.sizing.trades import beaten_by, findings, missed, practical_depth
 
 __all__ = [
-    "ASSUMED_MFU", "BUDGETS", "Budget", "Convention", "Memory", "Parameters", "Plan", "activation_bytes", "balanced",
-    "decode_flops", "flops_per_token", "kv_cache_bytes", "memory", "optimizer_bytes", "parameters", "plan",
-    "plan_batch", "prefill_flops", "search", "specifications", "token_budget", "weight_bytes"]
+    "ASSUMED_MFU", "BUDGETS", "PUBLISHED", "TIERS", "Budget", "Convention", "Flops", "Memory", "Parameters", "Plan",
+    "Precision", "Published", "Tier", "activation_bytes", "balanced", "beaten_by", "chunk_rows", "communication_s",
+    "decode_flops", "findings", "flops_by_part", "flops_per_token", "kv_cache_bytes", "largest_batch", "layers",
+    "loss_bytes", "memory", "missed", "optimizer_bytes", "parameters", "plan", "plan_batch", "plans",
+    "practical_depth", "prefill_flops", "published", "search", "sheet", "specifications", "tier", "token_budget",
+    "update_bytes", "weight_bytes"]

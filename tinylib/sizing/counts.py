@@ -1,13 +1,16 @@
-"""Parameters, FLOPs and bytes of a model, in closed form."""
+"""Parameters and FLOPs of a model, in closed form."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from tinylib.config import ConfigError, GPTConfig
+from tinylib import rules
+from tinylib.config import GPTConfig
+from tinylib.rules import refuse
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Convention = Literal["palm", "causal"]
 
@@ -59,26 +62,93 @@ def balanced(depth: int, dim: int, head_dim: int = 64, **changes: Any) -> GPTCon
     return GPTConfig(depth, dim, 12 * depth * dim, head_dim, **changes)
 
 
-def flops_per_token(config: GPTConfig, context: int | None = None, convention: Convention = "palm") -> int:
-    """FLOPs of one token, forward and backward, in a sequence of `context` tokens (None: the config's).
+def layers(config: GPTConfig, context: int | None = None) -> pd.DataFrame:
+    """A row for every layer, in the order of the data: wte, each block's attention and MLP, lm_head.
 
-    6·(12·L·D² + V·D) for the matrix products: 2 FLOPs per weight forward, 4 backward; looking up an embedding is
-    free, so tying changes nothing.  Attention adds 12·L·D·T in the "palm" convention, which counts the masked half
-    too; "causal" counts what a token can see, (T + 1)/2 positions on average: 6·L·D·(T + 1).
-    Norms, softmax, RoPE and the optimizer are left out.
+    Columns: `parameters`, their `percent` of the model, and training `flops` per token ("palm"); the scores of
+    attention count as attention's.  A tied model's table stands at both ends and is counted once, as `wte`.
+
+    >>> from tinylib.config import PRESETS
+    >>> layers(PRESETS["goldilocks"]).loc[["wte", "block 0 attention", "block 0 mlp"], "parameters"].tolist()
+    [12582912, 1048576, 2097152]
+    """
+    import pandas as pd
+
+    square = config.dim**2
+    count, token = parameters(config), flops_by_part(config, context)
+    rows = {"wte": (count.wte, 0)}
+    for layer in range(config.depth):
+        rows[f"block {layer} attention"] = 4 * square, 3 * (8 * square + token.attention // config.depth)
+        rows[f"block {layer} mlp"] = 8 * square, 3 * 16 * square
+    rows["lm_head"] = count.lm_head, 3 * token.lm_head
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["parameters", "flops"])
+    table.insert(1, "percent", 100 * table["parameters"] / count.total)
+    return table
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs of one token going forward, by part; going backward costs twice as much."""
+
+    blocks: int
+    """The matrices of attention and MLP."""
+    attention: int
+    """Scores of attention and what they weigh: the only part that grows with the context."""
+    lm_head: int
+    recomputed: int = 0
+    """What is computed a second time in the backward pass, where activations were not kept."""
+
+    @property
+    def forward(self) -> int:
+        """One pass forward."""
+        return self.blocks + self.attention + self.lm_head
+
+    @property
+    def backward(self) -> int:
+        """One pass backward: a gradient of the input and one of the weight for each product."""
+        return 2 * self.forward + self.recomputed
+
+    @property
+    def total(self) -> int:
+        """Forward and backward."""
+        return self.forward + self.backward
+
+
+def flops_by_part(config: GPTConfig, context: int | None = None, convention: Convention = "palm",
+                  recompute: bool = False) -> Flops:
+    """FLOPs of one token in a sequence of `context` tokens (None: the config's), by part.
+
+    A matrix costs 2 FLOPs a weight; looking up an embedding is free, so tying changes nothing.  Attention adds
+    4·L·D·T in the "palm" convention, which counts the masked half too; "causal" counts what a token can see,
+    (T + 1)/2 positions on average: 2·L·D·(T + 1).  Norms, softmax, RoPE and the optimizer are left out.
+    `recompute` repeats the blocks' forward pass; MFU does not count that, for it is no use to the model.
     Source: Chowdhery et al. 2022 (PaLM), appendix B; checked with `torch.utils.flop_counter` (its "palm" form only).
+
+    >>> from tinylib.config import PRESETS
+    >>> flops_by_part(PRESETS["goldilocks"])
+    Flops(blocks=25165824, attention=16777216, lm_head=25165824, recomputed=0)
+    """
+    refuse("flops_by_part", [rules.choice("convention", convention, get_args(Convention))])
+    tokens, (table, blocks) = context_of(config, context), parts(config.depth, config.dim, config.vocab_size)
+    scores = config.depth * config.dim * (4 * tokens if convention == "palm" else 2 * (tokens + 1))
+    return Flops(2 * blocks, scores, 2 * table, 2 * blocks + scores if recompute else 0)
+
+
+def flops_per_token(config: GPTConfig, context: int | None = None, convention: Convention = "palm",
+                    recompute: bool = False) -> int:
+    """FLOPs of one token, forward and backward: 6·(12·L·D² + V·D) + 12·L·D·T, see `flops_by_part`.
 
     >>> from tinylib.config import PRESETS
     >>> flops_per_token(PRESETS["goldilocks"]), flops_per_token(PRESETS["goldilocks"], convention="causal")
     (201326592, 176173056)
     """
-    return int(flops(config.depth, config.dim, config.vocab_size, _context(config, context), convention))
+    return flops_by_part(config, context, convention, recompute).total
 
 
 def prefill_flops(config: GPTConfig, context: int | None = None, convention: Convention = "palm") -> int:
     """FLOPs of one forward pass over `context` tokens with the logits of all of them: a third of training on them."""
-    tokens = _context(config, context)
-    return tokens * flops_per_token(config, tokens, convention) // 3
+    tokens = context_of(config, context)
+    return tokens * flops_by_part(config, tokens, convention).forward
 
 
 def decode_flops(config: GPTConfig, context: int | None = None) -> int:
@@ -88,84 +158,7 @@ def decode_flops(config: GPTConfig, context: int | None = None) -> int:
     >>> decode_flops(PRESETS["goldilocks"]) * 3 == flops_per_token(PRESETS["goldilocks"])
     True
     """
-    return flops_per_token(config, context) // 3
-
-
-def weight_bytes(config: GPTConfig, bytes_per_parameter: int = 4) -> int:
-    """Bytes of the weights; gradients take the same.  tinylib keeps both in float32 on every device."""
-    return bytes_per_parameter * parameters(config).total
-
-
-def optimizer_bytes(config: GPTConfig) -> int:
-    """Bytes of optimizer state in float32: AdamW keeps two numbers for each of a table, Muon one for each of a matrix.
-
-    >>> from tinylib.config import PRESETS
-    >>> optimizer_bytes(PRESETS["goldilocks"]) / weight_bytes(PRESETS["goldilocks"])
-    1.6666666666666667
-    """
-    return 4 * sum((1 if tensor.role == "matrix" else 2) * tensor.size for tensor in config.tensors())
-
-
-def kv_cache_bytes(config: GPTConfig, batch_size: int = 1, context: int | None = None, bytes_per_value: int = 4) -> int:
-    """Bytes of the cached keys and values: 2·L·B·T·D numbers.
-
-    >>> from tinylib.config import PRESETS
-    >>> kv_cache_bytes(PRESETS["goldilocks"]) // 2**20
-    32
-    """
-    check("kv_cache_bytes", whole={"batch_size": batch_size, "bytes_per_value": bytes_per_value})
-    return 2 * config.depth * batch_size * _context(config, context) * config.dim * bytes_per_value
-
-
-def activation_bytes(config: GPTConfig, batch_size: int, context: int | None = None) -> int:
-    """Bytes that the forward pass of the blocks keeps for the backward pass, in float32, nothing recomputed.
-
-    A layer keeps 19·D + 3·N + 2 numbers a token: in attention 9·D (the input and its norm; queries and keys, rotated
-    and normed; values; the result before and after the heads are joined), in the MLP 10·D (the input and its norm;
-    ReLU and its square, 4·D each); 3·N + 2 are the scales of norms and softmax.  Embedding and last norm keep 3·D.
-    Attention scores are not kept: the kernel makes them anew.
-    Source: counted in `tinylib.model`; a test compares with what autograd saves.
-
-    >>> from tinylib.config import PRESETS
-    >>> activation_bytes(PRESETS["goldilocks"], batch_size=1) // 2**20
-    316
-    """
-    check("activation_bytes", whole={"batch_size": batch_size})
-    per_layer = 19 * config.dim + 3 * config.n_head + 2
-    return 4 * batch_size * _context(config, context) * (config.depth * per_layer + 3 * config.dim)
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of tensors at the peak of a training step, in float32; allocator, kernels and libraries come on top."""
-
-    weights: int
-    gradients: int
-    optimizer: int
-    activations: int
-    loss: int
-    """Logits and what the loss makes of them, a chunk of rows at a time, and the gradient of the table."""
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.loss
-
-
-def memory(config: GPTConfig, device_batch_size: int, context: int | None = None, chunk_rows: int = 256) -> Memory:
-    """What one process needs to train with `device_batch_size` sequences at once.
-
-    The loss holds 8 copies of `chunk_rows` × V logits at its peak (softcap, exponential, gradient …).
-    Source: counted; a test compares with the peak that `torch.distributed._tools.mem_tracker` sees, within 15 %.
-
-    >>> from tinylib.config import PRESETS
-    >>> memory(PRESETS["micro"], device_batch_size=8, context=256).total // 2**20
-    163
-    """
-    tokens = device_batch_size * _context(config, context)
-    loss = 4 * (config.vocab_size * config.dim + 8 * min(chunk_rows, tokens) * config.vocab_size)
-    return Memory(weight_bytes(config), weight_bytes(config), optimizer_bytes(config),
-                  activation_bytes(config, device_batch_size, context), loss)
+    return flops_by_part(config, context).forward
 
 
 def parts(depth: Any, dim: Any, vocab_size: Any) -> tuple[Any, Any]:
@@ -173,30 +166,15 @@ def parts(depth: Any, dim: Any, vocab_size: Any) -> tuple[Any, Any]:
     return vocab_size * dim, 12 * depth * dim * dim
 
 
-def flops(depth: Any, dim: Any, vocab_size: Any, context: int, convention: Convention = "palm") -> Any:
-    """`flops_per_token` of whole numbers or of arrays."""
+def flops(depth: Any, dim: Any, vocab_size: Any, context: int) -> Any:
+    """`flops_per_token` ("palm") of whole numbers or of arrays."""
     table, blocks = parts(depth, dim, vocab_size)
-    if convention not in ("palm", "causal"):
-        raise ConfigError("flops_per_token", [f"convention={convention!r} is not known: use palm or causal"])
-    attention = 12 * depth * dim * context if convention == "palm" else 6 * depth * dim * (context + 1)
-    return 6 * (blocks + table) + attention
+    return 6 * (blocks + table) + 12 * depth * dim * context
 
 
-def _context(config: GPTConfig, context: int | None) -> int:
-    if context is not None:
-        check("sizing", whole={"context": context})
-    return config.seq_len if context is None else context
-
-
-def check(owner: str, problems: Sequence[str] = (), whole: Mapping[str, Any] | None = None,
-          positive: Mapping[str, Any] | None = None) -> None:
-    """Raise ConfigError with `problems` and every value that is no whole or no finite number above zero."""
-    found = list(problems)
-    found += [f"{name}={value!r} is not a whole number above zero: use 1 or more"
-              for name, value in (whole or {}).items()
-              if not isinstance(value, int) or isinstance(value, bool) or value < 1]
-    found += [f"{name}={value!r} is not a number above zero: use a number above zero"
-              for name, value in (positive or {}).items()
-              if not isinstance(value, int | float) or not 0 < value < math.inf]
-    if found:
-        raise ConfigError(owner, found)
+def context_of(config: GPTConfig, context: int | None) -> int:
+    """`context`, or the configuration's for None; raises ConfigError for what is no whole number above zero."""
+    if context is None:
+        return config.seq_len
+    refuse("sizing", [rules.whole("context", context)])
+    return context

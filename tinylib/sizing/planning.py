@@ -1,14 +1,18 @@
-"""The plan of a batch and of a run: accumulation steps, tokens, FLOPs, time, cost."""
+"""The plan of a batch and of a run: micro-batch, accumulation steps, tokens, FLOPs, memory, time, cost."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
-from tinylib.config import ConfigError, GPTConfig
-from tinylib.hardware import PEAK_FLOPS, peak_flops
-from tinylib.sizing.counts import check, flops_per_token, parameters
+from tinylib import rules
+from tinylib.config import GPTConfig
+from tinylib.hardware import ACCELERATORS, Accelerator
+from tinylib.sizing.budgets import BUDGETS, token_budget
+from tinylib.sizing.counts import flops_per_token, parameters
+from tinylib.sizing.memory import Memory, largest_batch, memory, weight_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,138 +29,273 @@ def plan_batch(total_batch_size: int, device_batch_size: int, seq_len: int, worl
     >>> plan_batch(500_000, device_batch_size=8, seq_len=2048, world_size=8)
     Traceback (most recent call last):
         ...
-    tinylib.config.ConfigError: plan_batch: total_batch_size=500000 is not a multiple of device_batch_size × seq_len \
+    tinylib.rules.ConfigError: plan_batch: total_batch_size=500000 is not a multiple of device_batch_size × seq_len \
 × world_size = 8 × 2048 × 8 = 131072: the nearest that are: 393216, 524288, 655360
     """
-    check("plan_batch", whole={"total_batch_size": total_batch_size, "device_batch_size": device_batch_size,
-                                "seq_len": seq_len, "world_size": world_size})
+    sizes = {"total_batch_size": total_batch_size, "device_batch_size": device_batch_size, "seq_len": seq_len,
+             "world_size": world_size}
+    rules.refuse("plan_batch", [rules.whole(name, value) for name, value in sizes.items()])
+    rules.refuse("plan_batch", _batch_problems(**sizes))
+    return total_batch_size // (device_batch_size * seq_len * world_size)
+
+
+def _batch_problems(total_batch_size: int, device_batch_size: int, seq_len: int, world_size: int) -> list[str]:
     micro = device_batch_size * seq_len * world_size
-    if total_batch_size % micro:
-        middle = max(2, round(total_batch_size / micro))
-        raise ConfigError("plan_batch", [
-            f"total_batch_size={total_batch_size} is not a multiple of device_batch_size × seq_len × world_size = "
+    if total_batch_size % micro == 0:
+        return []
+    middle = max(2, round(total_batch_size / micro))
+    return [f"total_batch_size={total_batch_size} is not a multiple of device_batch_size × seq_len × world_size = "
             f"{device_batch_size} × {seq_len} × {world_size} = {micro}: the nearest that are: "
-            + ", ".join(str(count * micro) for count in (middle - 1, middle, middle + 1))])
-    return total_batch_size // micro
+            + ", ".join(str(count * micro) for count in (middle - 1, middle, middle + 1))]
 
-
-@dataclass(frozen=True)
-class Budget:
-    """A rule for how many tokens to train on: which parameters it counts, and tokens for each of them."""
-
-    counts: tuple[Literal["wte", "blocks", "lm_head"], ...]
-    tokens_per_parameter: float
-    source: str
-
-
-BUDGETS: dict[str, Budget] = {
-    "all": Budget(("wte", "blocks", "lm_head"), 20, "Hoffmann et al. 2022 (Chinchilla): every parameter counts"),
-    "blocks": Budget(("blocks",), 20, "Kaplan et al. 2020 count no vocabulary table; the 20 is still Chinchilla's"),
-    "blocks+head": Budget(("blocks", "lm_head"), 11, "nanochat's sweeps of January 2026: 10 to 12, the middle taken"),
-}
-"""What counts as a parameter changes the answer: three conventions, to be shown side by side."""
 
 ASSUMED_MFU = 0.4
 """What a plan takes for the share of peak FLOP/s when it is not told: an assumption, nothing measured."""
 CHARACTERS_PER_TEXT_SHARD = 250e6
 """nanochat's text shards, about 100 MB compressed each."""
+NETWORK = 50e9
+"""Bytes a second between machines, for each device: 400 Gb/s InfiniBand, as in an NVIDIA DGX H100: an assumption."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A training run on paper; `table()` for people, the fields for code."""
+    """A training run on paper: what was chosen, and as properties what follows; `table()` for people."""
 
     config: GPTConfig
     tokens: int
     """What the budget asks for; the run takes whole steps, `steps × total_batch_size` tokens."""
-    characters: float
-    text_shards: int
-    """Shards of 250M characters to fetch."""
-    download_bytes: float
-    token_bytes: int
-    """The tokens on disk, 2 bytes each while ids fit (V ≤ 65,536), else 4."""
     total_batch_size: int
-    accumulation_steps: int
-    steps: int
-    flops: float
+    device_batch_size: int
+    recompute: bool
     device: str
-    world_size: int
-    mfu: float
-    mfu_is_assumed: bool
-    step_s: float
-    train_s: float
-    """Training alone: evaluation, checkpoints, compilation, tokenizer and start-up come on top."""
-    cost_usd: float
+    nproc_per_node: int
+    nnodes: int
+    utilisation: float
+    """Share of the peak at which a device computes, as far as communication lets it."""
+    is_assumed: bool
+    """Whether nobody said the utilisation."""
+    characters_per_token: float
+    usd_per_device_hour: float
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """The data of the device."""
+        return ACCELERATORS[self.device]
+
+    @property
+    def world_size(self) -> int:
+        """Processes, one a device."""
+        return self.nnodes * self.nproc_per_node
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Micro-batches that a process takes one after the other in a step."""
+        return plan_batch(self.total_batch_size, self.device_batch_size, self.config.seq_len, self.world_size)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return math.ceil(self.tokens / self.total_batch_size)
+
+    @property
+    def characters(self) -> float:
+        """Of text that makes the tokens."""
+        return self.tokens * self.characters_per_token
+
+    @property
+    def text_shards(self) -> int:
+        """Shards of 250M characters to fetch, about 100 MB each."""
+        return math.ceil(self.characters / CHARACTERS_PER_TEXT_SHARD)
+
+    @property
+    def download_bytes(self) -> float:
+        """The shards, compressed."""
+        return self.text_shards * 100e6
+
+    @property
+    def token_bytes(self) -> int:
+        """The tokens on disk, 2 bytes each while ids fit (V ≤ 65,536), else 4."""
+        return self.tokens * (2 if self.config.vocab_size <= 65_536 else 4)
+
+    @property
+    def memory(self) -> Memory:
+        """Of one process, its products in bfloat16."""
+        return memory(self.config, self.device_batch_size, dtype="bfloat16", recompute=self.recompute)
+
+    @property
+    def largest_batch(self) -> int:
+        """Sequences that the memory of a device would hold at once."""
+        return largest_batch(self.config, self.accelerator.memory_bytes, recompute=self.recompute)
+
+    @property
+    def flops(self) -> float:
+        """Of the model in the whole run; what is recomputed is not counted."""
+        return float(flops_per_token(self.config) * self.total_batch_size * self.steps)
+
+    @property
+    def communication_s(self) -> float:
+        """Least seconds of a step that go into adding up gradients and handing round Muon's updates."""
+        return communication_s(self.config, self.accelerator, self.nproc_per_node, self.nnodes)
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of a step: computing at the utilisation, or at the peak and communicating after, if that is more."""
+        flops = flops_per_token(self.config, recompute=self.recompute) * self.total_batch_size
+        ideal_s = flops / (self.world_size * self.accelerator.peak_flops)
+        return max(ideal_s / self.utilisation, ideal_s + self.communication_s)
+
+    @property
+    def mfu(self) -> float:
+        """Share of the peak that the model's FLOPs reach; recomputing and communicating are not among them."""
+        return self.flops / self.steps / (self.step_s * self.world_size * self.accelerator.peak_flops)
+
+    @property
+    def train_s(self) -> float:
+        """Seconds of training alone: evaluation, checkpoints, compilation, tokenizer and start-up come on top."""
+        return self.steps * self.step_s
+
+    @property
+    def cost_usd(self) -> float:
+        """Of `train_s` on all devices."""
+        return self.train_s / 3600 * self.world_size * self.usd_per_device_hour
+
+    def figures(self) -> dict[str, Any]:
+        """Every figure by its name, for code."""
+        chosen = {field.name: getattr(self, field.name) for field in fields(self)}
+        return chosen | {name: getattr(self, name) for name, value in vars(Plan).items()
+                         if isinstance(value, property) and name != "accelerator"}
 
     def table(self) -> pd.Series:
         """The plan, one line each, figures rounded for reading."""
         import pandas as pd
 
-        assumed = " (assumed)" if self.mfu_is_assumed else ""
+        assumed = " (assumed)" if self.is_assumed else ""
+        again = ", activations recomputed" if self.recompute else ""
+        machines = f"{self.nnodes} nodes of " if self.nnodes > 1 else ""
         return pd.Series({
             "tokens": f"{self.tokens:,}", "characters": f"{self.characters:.3g}",
             "text shards": f"{self.text_shards} ({self.download_bytes / 1e9:.1f} GB compressed)",
             "tokens on disk": f"{self.token_bytes / 1e9:.2f} GB",
             "steps": f"{self.steps:,} × {self.total_batch_size:,} tokens",
-            "accumulation steps": str(self.accumulation_steps), "training FLOPs": f"{self.flops:.4g}",
-            "devices": f"{self.world_size} × {self.device}", "MFU": f"{100 * self.mfu:.1f} %{assumed}",
-            "step": _duration(self.step_s), "training": _duration(self.train_s),
-            "cost": f"${self.cost_usd:.2f}"}, name="plan")
+            "devices": f"{machines}{self.nproc_per_node} × {self.device}",
+            "micro-batch": f"{self.device_batch_size} sequences ({self.largest_batch} would fit{again})",
+            "memory of a device": f"{self.memory.total / 1e9:.1f} of {self.accelerator.memory_bytes / 1e9:.0f} GB",
+            "accumulation steps": str(self.accumulation_steps),
+            "training FLOPs": f"{self.flops:.4g}", "MFU": f"{100 * self.mfu:.1f} %{assumed}",
+            "step": f"{_duration(self.step_s)}, of it communication at least {_duration(self.communication_s)}",
+            "training": _duration(self.train_s), "cost": f"${self.cost_usd:,.2f}"}, name="plan")
 
 
 def _duration(seconds: float) -> str:
     """Three digits in a unit that suits them.
 
     >>> _duration(0.0334), _duration(48), _duration(1800), _duration(112_716)
-    ('0.0334 s', '48 s', '30 min', '31.3 h')
+    ('33.4 ms', '48 s', '30 min', '31.3 h')
     """
-    unit_s, unit = (1, "s") if seconds < 120 else (60, "min") if seconds < 7200 else (3600, "h")
+    unit_s, unit = (1e-3, "ms") if seconds < 1 else (1, "s") if seconds < 120 else \
+        (60, "min") if seconds < 7200 else (3600, "h")
     return f"{seconds / unit_s:.3g} {unit}"
 
 
-def token_budget(config: GPTConfig, budget: str = "all") -> int:
-    """Tokens to train on by the rule called `budget`; a tied model's table counts as the matrix it is used as.
+def communication_s(config: GPTConfig, accelerator: Accelerator, nproc_per_node: int, nnodes: int = 1) -> float:
+    """Least seconds of a step that one device spends on links: float32 gradients summed, Muon's updates handed round.
+
+    A ring sends 2·(n - 1)/n of the gradients' bytes and (n - 1)/n of the blocks', over its slowest link; nothing of it
+    overlaps with computing.  Source: Patarasuk and Yuan 2009, section 3 (the ring is bandwidth-optimal).
 
     >>> from tinylib.config import PRESETS
-    >>> token_budget(PRESETS["goldilocks"]), token_budget(PRESETS["goldilocks"], "blocks")
-    (754974720, 251658240)
+    >>> f"{communication_s(PRESETS['goldilocks'], ACCELERATORS['H100'], 8):.5f}"
+    '0.00069'
     """
-    if budget not in BUDGETS:
-        raise ConfigError("token_budget", [f"budget={budget!r} is not known: use " + ", ".join(BUDGETS)])
-    count, rule = parameters(config), BUDGETS[budget]
-    sizes = {"wte": count.wte, "blocks": count.blocks, "lm_head": count.lm_head}
-    if config.tied and "wte" not in rule.counts:
-        sizes["lm_head"] = count.wte
-    return round(rule.tokens_per_parameter * sum(sizes[part] for part in rule.counts))
+    world_size = nproc_per_node * nnodes
+    sent = (2 * weight_bytes(config) + 4 * parameters(config).blocks) * (world_size - 1) / world_size
+    return sent / (accelerator.link if nnodes == 1 else min(accelerator.link, NETWORK))
 
 
 def plan(config: GPTConfig, tokens: int | None = None, budget: str = "all", total_batch_size: int = 524_288,
-         device_batch_size: int = 32, world_size: int = 1, device: str = "H100", mfu: float | None = None,
-         characters_per_token: float = 4.8, usd_per_device_hour: float = 3.0) -> Plan:
-    """The run that trains `config` on `tokens` tokens (None: what `budget` says) on `world_size` of `device`.
+         device_batch_size: int | None = None, nproc_per_node: int = 1, nnodes: int = 1, device: str = "H100",
+         mfu: float | None = None, recompute: bool = False, characters_per_token: float = 4.8,
+         usd_per_device_hour: float | None = None) -> Plan:
+    """The run that trains `config` on `tokens` tokens (None: `budget` says) with `nnodes` × `nproc_per_node` devices.
 
-    Time is FLOPs / (devices × peak × MFU), FLOPs in the PaLM convention, as published MFU figures are.
-    4.8 characters a token was measured for a 65,536 vocabulary on FineWeb-Edu: a smaller vocabulary compresses less,
-    so give your tokenizer's own figure.  3 $ a device-hour is what nanochat's published costs assume.
-    Raises ConfigError.  Source: checked against nanochat's published d32 run (step time, steps, FLOPs).
+    `device_batch_size` None takes the largest micro-batch that fits the device and divides the batch.  Time is FLOPs /
+    (devices × peak × MFU), in the PaLM convention as published figures are, and never less than computing at the peak
+    and communicating after it; with `recompute` the blocks' forward pass is paid twice.  4.8 characters a token was
+    measured for a 65,536 vocabulary on FineWeb-Edu: a smaller one compresses less, so give your tokenizer's own figure.
+    The price is that of ACCELERATORS if not given.  Raises ConfigError with every problem and the nearest legal values.
+    Source: checked against nanochat's published d32 run (step time, steps, FLOPs, the micro-batch that just fits).
 
     >>> from tinylib.config import PRESETS
-    >>> d32 = plan(PRESETS["nanochat-d32"], device_batch_size=8, world_size=8, mfu=0.509)
-    >>> d32.steps, d32.accumulation_steps, f"{d32.step_s:.2f} s, {d32.flops:.3e} FLOPs"
-    (71680, 4, '1.57 s, 4.540e+20 FLOPs')
+    >>> d32 = plan(PRESETS["nanochat-d32"], nproc_per_node=8, mfu=0.509)
+    >>> d32.steps, d32.device_batch_size, d32.accumulation_steps, f"{d32.step_s:.2f} s, {d32.flops:.3e} FLOPs"
+    (71680, 8, 4, '1.57 s, 4.540e+20 FLOPs')
     """
-    peak = peak_flops(device)
     share = ASSUMED_MFU if mfu is None else mfu
-    problems = [] if peak else [f"device={device!r} has no known peak: use one of " + ", ".join(PEAK_FLOPS)]
-    problems += [] if 0 < share <= 1 else [f"mfu={mfu!r} is not a share of the peak: use a number above 0, at most 1"]
-    check("plan", problems, whole={} if tokens is None else {"tokens": tokens},
-           positive={"characters_per_token": characters_per_token, "usd_per_device_hour": usd_per_device_hour})
-    accumulation = plan_batch(total_batch_size, device_batch_size, config.seq_len, world_size)
-    tokens = token_budget(config, budget) if tokens is None else tokens
-    steps, characters = math.ceil(tokens / total_batch_size), tokens * characters_per_token
-    shards = math.ceil(characters / CHARACTERS_PER_TEXT_SHARD)
-    step_flops = flops_per_token(config) * total_batch_size
-    step_s = step_flops / (world_size * (peak or 1) * share)
-    return Plan(config, tokens, characters, shards, shards * 100e6, tokens * (2 if config.vocab_size <= 65_536 else 4),
-                total_batch_size, accumulation, steps, float(step_flops * steps), device, world_size, share,
-                mfu is None, step_s, steps * step_s, steps * step_s / 3600 * world_size * usd_per_device_hour)
+    counts = {"tokens": tokens, "total_batch_size": total_batch_size, "device_batch_size": device_batch_size,
+              "nproc_per_node": nproc_per_node, "nnodes": nnodes}
+    may_lack = ("tokens", "device_batch_size")
+    rules.refuse("plan", [
+        rules.choice("device", device, ACCELERATORS), rules.choice("budget", budget, BUDGETS),
+        *(rules.whole(name, value) for name, value in counts.items() if value is not None or name not in may_lack),
+        rules.number("mfu", share, 0, 1, above=True), rules.choice("recompute", recompute, (True, False)),
+        rules.number("characters_per_token", characters_per_token, 0, above=True),
+        usd_per_device_hour and rules.number("usd_per_device_hour", usd_per_device_hour, 0)])
+    micro = _micro_batch(config, total_batch_size, device_batch_size, nproc_per_node * nnodes, device, recompute)
+    price = ACCELERATORS[device].usd_per_hour if usd_per_device_hour is None else usd_per_device_hour
+    return Plan(config, token_budget(config, budget) if tokens is None else tokens, total_batch_size, micro, recompute,
+                device, nproc_per_node, nnodes, share, mfu is None, characters_per_token, price)
+
+
+def _micro_batch(config: GPTConfig, total_batch_size: int, asked: int | None, world_size: int, device: str,
+                 recompute: bool) -> int:
+    """The micro-batch asked for, or the largest legal one; raises ConfigError with every problem of it."""
+    room = ACCELERATORS[device].memory_bytes
+    most = largest_batch(config, room, recompute=recompute)
+    problems = _batch_problems(total_batch_size, asked or 1, config.seq_len, world_size)
+    if most < (asked or 1):
+        needs = memory(config, asked or 1, dtype="bfloat16", recompute=recompute).total
+        again = 0 if recompute else largest_batch(config, room, recompute=True)
+        fixes = [f"at most {most}"] * (most > 0) + [f"recompute, with which {again} fit"] * (again > most)
+        problems.append(f"device_batch_size={asked or 1} of {config.seq_len} tokens needs {needs / 1e9:.1f} GB and "
+                        f"{device} has {room / 1e9:.0f}: use {' or '.join([*fixes, 'another device'])}")
+    rules.refuse("plan", problems)
+    shares = total_batch_size // (config.seq_len * world_size)
+    return asked or max(size for size in range(1, min(most, shares) + 1) if shares % size == 0)
+
+
+def plans(config: GPTConfig, devices: Sequence[str] = tuple(ACCELERATORS), nproc_per_node: int = 8, nnodes: int = 1,
+          **settings: Any) -> pd.DataFrame:
+    """The plan on each of `devices`, a row each; `settings` are further parameters of `plan`.
+
+    Where the activations do not fit they are recomputed; where the model does not fit at all the row says so.
+
+    >>> from tinylib.config import PRESETS
+    >>> plans(PRESETS["nanochat-d32"], ["H100", "RTX 4090"])["micro-batch"].tolist()
+    ['8', 'does not fit']
+    """
+    import pandas as pd
+
+    rows = {}
+    for device in devices:
+        found = _first_that_fits(config, device, nproc_per_node, nnodes, settings)
+        known = ACCELERATORS[device]
+        facts = {"micro-batch": "does not fit"} if found is None else {
+            "micro-batch": f"{found.device_batch_size}" + " (recomputing)" * found.recompute,
+            "accumulation": found.accumulation_steps, "MFU, %": 100 * found.mfu, "step, s": found.step_s,
+            "hours": found.train_s / 3600, "USD": found.cost_usd}
+        rows[device] = {"peak, TFLOP/s": known.peak_flops / 1e12, "memory, GB": known.memory_bytes / 1e9,
+                        "USD an hour": known.usd_per_hour, **facts, "source of the peak": known.source}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _first_that_fits(config: GPTConfig, device: str, nproc_per_node: int, nnodes: int,
+                     settings: dict[str, Any]) -> Plan | None:
+    """The plan on `device`, without or else with recomputation; None where memory is too small for both."""
+    most = {recompute: largest_batch(config, ACCELERATORS[device].memory_bytes, recompute=recompute)
+            for recompute in (False, True)} if device in ACCELERATORS else {False: 1}
+    asked = settings.get("device_batch_size") or 1
+    for recompute in (False, True):
+        if most.get(recompute, 0) >= asked:
+            return plan(config, nproc_per_node=nproc_per_node, nnodes=nnodes, device=device,
+                        **settings | {"recompute": recompute})
+    return None

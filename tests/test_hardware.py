@@ -1,0 +1,66 @@
+"""What a machine is called, what it can do, and the model that its profile trains."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tinylib import hardware
+from tinylib.config import PRESETS, ConfigError, GPTConfig, TrainConfig, from_json
+
+
+@pytest.mark.parametrize(("name", "known"), [
+    ("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA H100 PCIe", "H100 PCIe"), ("NVIDIA H100 NVL", "H100 NVL"),
+    ("NVIDIA A100-SXM4-80GB", "A100"), ("NVIDIA A100 80GB PCIe", "A100"), ("NVIDIA L4", "L4"), ("NVIDIA L40", None),
+    ("NVIDIA L40S", "L40S"), ("NVIDIA GH200 480GB", None), ("NVIDIA GB200", None), ("NVIDIA B200", "B200"),
+    ("NVIDIA H200", "H200"), ("NVIDIA H200 NVL", None), ("NVIDIA A10G", "A10G"), ("NVIDIA A10", None),
+    ("NVIDIA GeForce RTX 4090", "RTX 4090"), ("NVIDIA GeForce RTX 4090 D", None),
+    ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA GeForce RTX 3090 Ti", None), ("x86_64", None)])
+def test_a_device_is_known_by_its_own_name_only(name: str, known: str | None):
+    assert hardware.accelerator(name) is (hardware.ACCELERATORS[known] if known else None)
+
+
+def test_the_table_of_hardware_is_sound():
+    for name, one in hardware.ACCELERATORS.items():
+        assert hardware.accelerator(name) is one
+        assert 5e13 < one.peak_flops < 5e15 and 2e10 < one.memory_bytes < 3e11 and 0.1 < one.usd_per_hour < 20
+        assert one.link < one.bandwidth < one.peak_flops and one.source
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TINYLIB_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_a_saved_design_is_what_every_profile_call_trains(home: Path):
+    own = hardware.profile("smoke").train.model
+    design = replace(own, depth=own.depth + 2, vocab_size=4096)
+    file = hardware.save_design(design, "smoke")
+    assert file == home / "data" / "smoke" / "design.json" == hardware.profile("smoke").design
+    assert from_json(GPTConfig, file.read_text()) == design == hardware.profile("smoke").train.model
+    assert hardware.profile("cpu").train.model == replace(PRESETS["micro"], seq_len=256)    # each profile has its own
+    again = replace(design, softcap=None)
+    hardware.save_design(again, "smoke")
+    assert hardware.profile("smoke").train == replace(TrainConfig(**vars(hardware.profile("smoke").train)), model=again)
+    file.unlink()
+    assert hardware.profile("smoke").train.model == own
+
+
+def test_a_design_that_does_not_fit_the_batch_is_refused(home: Path):
+    design = replace(hardware.profile("smoke").train.model, seq_len=100)
+    with pytest.raises(ConfigError, match=r"design .*design.json: total_batch_size=2048 is not a multiple"):
+        hardware.save_design(design, "smoke")
+    with pytest.raises(ConfigError, match=r"design .*design.json: tied=True comes last"):
+        hardware.save_design(replace(hardware.profile("smoke").train.model, tied=True), "smoke")
+    assert not hardware.profile("smoke").design.exists()
+
+
+def test_a_broken_design_file_is_named(home: Path):
+    file = hardware.save_design(hardware.profile("smoke").train.model, "smoke")
+    for text in ('{"depth": 0}', "not JSON"):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=r"design .*design.json: "):
+            hardware.profile("smoke")

@@ -1,0 +1,112 @@
+"""How much training a model wants, what runs of other people took, and what they got for it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
+
+from tinylib import rules
+from tinylib.config import GPTConfig
+from tinylib.sizing.counts import parameters
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A rule for how many tokens to train on: which parameters it counts, and tokens for each of them."""
+
+    counts: tuple[Literal["wte", "blocks", "lm_head"], ...]
+    tokens_per_parameter: float
+    source: str
+
+
+BUDGETS: dict[str, Budget] = {
+    "all": Budget(("wte", "blocks", "lm_head"), 20, "Hoffmann et al. 2022 (Chinchilla): every parameter counts"),
+    "blocks": Budget(("blocks",), 20, "Kaplan et al. 2020 count no vocabulary table; the 20 is still Chinchilla's"),
+    "blocks+head": Budget(("blocks", "lm_head"), 11, "nanochat's sweeps of January 2026: 10 to 12, the middle taken"),
+}
+"""What counts as a parameter changes the answer: three conventions, to be shown side by side."""
+
+
+def token_budget(config: GPTConfig, budget: str = "all") -> int:
+    """Tokens to train on by the rule called `budget`; a tied model's table counts as the matrix it is used as.
+
+    >>> from tinylib.config import PRESETS
+    >>> token_budget(PRESETS["goldilocks"]), token_budget(PRESETS["goldilocks"], "blocks")
+    (754974720, 251658240)
+    """
+    rules.refuse("token_budget", [rules.choice("budget", budget, BUDGETS)])
+    count, rule = parameters(config), BUDGETS[budget]
+    sizes = {"wte": count.wte, "blocks": count.blocks, "lm_head": count.lm_head}
+    if config.tied and "wte" not in rule.counts:
+        sizes["lm_head"] = count.wte
+    return round(rule.tokens_per_parameter * sum(sizes[part] for part in rule.counts))
+
+
+@dataclass(frozen=True)
+class Published:
+    """What others reported of a run: read there, not computed; None where it is not said."""
+
+    hours: float
+    usd: float
+    holds: str
+    """What hours and dollars are of."""
+    core: float | None
+    """CORE, the mean of 22 tasks where 0 is guessing and 1 is perfect (Li et al. 2024, DCLM)."""
+    note: str
+    source: str
+
+
+_README = "nanochat's README and run1000.sh, commit 01f5f10 of 2025-11-20"
+
+PUBLISHED: dict[str, Published] = {
+    "nanochat-d20": Published(3.85, 100, "tokenizer to chat model", 0.2219, "3 h 51 min", _README),
+    "nanochat-d26": Published(12, 300, "the training", None, "CORE slightly above GPT-2's", _README),
+    "nanochat-d32": Published(33, 800, "the training", None, "above GPT-2; 8 sequences fill a device", _README),
+}
+"""On 8 H100s at 24 $ an hour for all of them."""
+
+
+def published() -> pd.DataFrame:
+    """PUBLISHED as a table, indexed by preset, to stand beside `specifications`.
+
+    >>> published()["usd"].to_dict()
+    {'nanochat-d20': 100, 'nanochat-d26': 300, 'nanochat-d32': 800}
+    """
+    import pandas as pd
+
+    return pd.DataFrame.from_dict({name: asdict(run) for name, run in PUBLISHED.items()}, orient="index")
+
+
+@dataclass(frozen=True)
+class Tier:
+    """What a budget of training FLOPs bought a nanochat."""
+
+    flops: float
+    example: str
+    ability: str
+    source: str
+
+
+TIERS = (
+    Tier(4e19, "nanochat-d20", "talks like a kindergartener", _README),
+    Tier(1.5e20, "nanochat-d26", "about GPT-2's score", _README),
+    Tier(4.5e20, "nanochat-d32", "GPT-2 and beyond", _README),
+)
+"""Capability by training FLOPs, in rising order."""
+
+
+def tier(flops: float) -> str:
+    """Where `flops` of training stand among TIERS, in words.
+
+    >>> tier(1.52e17)
+    '1/263 of what nanochat-d20 took (4e+19 FLOPs: talks like a kindergartener)'
+    >>> tier(4.54e20)
+    '1 × what nanochat-d32 took (4.5e+20 FLOPs: GPT-2 and beyond)'
+    """
+    rules.refuse("tier", [rules.number("flops", flops, 0, above=True)])
+    near = max((one for one in TIERS if 0.95 * one.flops <= flops), key=lambda one: one.flops, default=TIERS[0])
+    share = f"{flops / near.flops:.2g} ×" if flops >= 0.5 * near.flops else f"1/{near.flops / flops:,.0f} of"
+    return f"{share} what {near.example} took ({near.flops:.2g} FLOPs: {near.ability})"
