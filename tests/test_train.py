@@ -118,6 +118,8 @@ def test_a_failing_rank_leaves_a_status(tiny) -> None:
 def test_a_signal_saves_and_stops_and_resume_goes_on(tiny, tmp_path) -> None:
     tiny = replace(tiny, steps=400, eval_every=None, save_every=None)
 
+    signal.set_wakeup_fd(-1)    # or the event loop of an earlier test hears of the signal, and ends a later one
+
     def interrupt() -> None:
         while not RunDirectory(tiny.run).last("step"):
             time.sleep(0.01)
