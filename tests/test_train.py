@@ -66,6 +66,13 @@ def test_training_learns_and_records(tiny, tied) -> None:
     assert directory.read_config()["train"] == rundir.plain(tiny)
 
 
+def test_recomputing_changes_nothing(tiny, tmp_path) -> None:
+    train(tiny)
+    again = replace(tiny, run=str(tmp_path / "again"), recompute=True)
+    train(again)
+    assert losses(again.run) == losses(tiny.run)
+
+
 @pytest.mark.parametrize("device_batch_size", [1, 4, 8])
 def test_micro_batches_change_nothing(tiny, device_batch_size, tmp_path) -> None:
     train(tiny)
