@@ -63,8 +63,9 @@ _README = "nanochat's README and run1000.sh, commit 01f5f10 of 2025-11-20"
 
 PUBLISHED: dict[str, Published] = {
     "nanochat-d20": Published(3.85, 100, "tokenizer to chat model", 0.2219, "3 h 51 min", _README),
-    "nanochat-d26": Published(12, 300, "the training", None, "CORE slightly above GPT-2's", _README),
-    "nanochat-d32": Published(33, 800, "the training", None, "above GPT-2; 8 sequences fill a device", _README),
+    "nanochat-d26": Published(12, 300, "not said", None, "CORE slightly above GPT-2's", _README),
+    "nanochat-d32": Published(33, 800, "31.3 h of steps by its log, and the rest of the run", None,
+                              "above GPT-2; 8 sequences fill a device", _README),
 }
 """On 8 H100s at 24 $ an hour for all of them."""
 
