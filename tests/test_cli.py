@@ -14,7 +14,7 @@ from tinylib import __main__ as cli
 from tinylib import sizing
 from tinylib.config import PRESETS, TrainConfig, to_json
 from tinylib.flags import train_command, train_config
-from tinylib.shards import build
+from tinylib.shards import Shards, build
 from tinylib.tokenizer import Tokenizer
 
 
@@ -157,9 +157,20 @@ def test_corpus_and_tokenizer(call, tmp_path):
     tokenizer = str(tmp_path / "tokenizer")
     code, result, table, _ = call("corpus", "fetch", str(text))
     assert code == 0 and result["splits"]["train"]["characters"] > 0 and result["sha256"] in table
+    assert result["split"] == "by hash of the text, 4% validation" in table and result["licence"] == "not stated"
     code, result, _, _ = call("tokenize", "train", "--corpus", str(text), "--vocab-size", "3e2", "--max-chars", "1e6",
                               "--tokenizer", tokenizer)
     assert code == 0 and result["vocab_size"] == 300
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text("".join(json.dumps({"text": f"Line {n} says {n * n}."}) + "\n" for n in range(300)))
+    code, result, table, _ = call("tokenize", "shards", "--corpus", str(lines), "--tokenizer", tokenizer,
+                                  "--shards", str(tmp_path / "shards"), "--processes", "1", "--fresh")
+    assert code == 0 and result["train_tokens"] == Shards(tmp_path / "shards").tokens and "val_documents" in table
+    assert result["train_documents"] + result["val_documents"] == 300
+    code, result, table, err = call("tokenize", "eval", "--corpus", str(lines), "--tokenizer", tokenizer)
+    assert code == 0 and err == "" and "cheapest vocabulary" in table and result["note"] in table
+    assert result["documents"] > 0 and {row["kind"] for row in result["kinds"]} >= {"English", "numbers"}
+    assert result["decision"]["low"] <= result["decision"]["high"]
     code, _, _, err = call("tokenize", "train", "--corpus", str(text), "--vocab-size", "60_000")
     assert code == 1 and "vocab_size=60000 is more than this text can fill" in err
 

@@ -1,18 +1,22 @@
 """Corpora: what is harvested, how it is split, what a manifest pins, and what bad input says."""
 
+import contextlib
 import gzip
 import hashlib
 import json
+import os
+import random
 import shutil
 import subprocess
 import sys
-import types
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from tinylib import corpus
-from tinylib.corpus import harvest, hub
+from tinylib.corpus import harvest
+from tinylib.corpus.files import read
 
 MODULES = {
     "pack/__init__.py": '"""A package.\n\nIt has two modules."""\n',
@@ -184,7 +188,10 @@ def test_a_file_named_for_validation_is_it_and_its_texts_never_train(tmp_path):
     write_lines(tmp_path / "val.jsonl", ["both", "three"])
     found = corpus.load(tmp_path)
     assert (list(found.texts("train")), list(found.texts("val"))) == (["one", "two"], ["both", "three"])
-    assert found.manifest["split"] == "by file"
+    manifest = found.manifest
+    assert manifest["split"] == "by file: those named for validation"
+    assert [(manifest["splits"][split]["documents"], manifest["splits"][split]["characters"])
+            for split in corpus.SPLITS] == [(2, 6), (2, 9)] and manifest["splits"]["train"]["left_out"] == 1
 
 
 def test_every_format_reads_alike(tmp_path):
@@ -223,8 +230,8 @@ def test_lone_surrogates_in_json_are_replaced(tmp_path):
     ("a.jsonl", b'{"text": "x"}\n{"txt": "y"}\n', r"line 2 of .*a\.jsonl is no JSON object with a field 'text'"),
     ("a.jsonl", b'{"text": 5}\n', r"line 1 of .*a\.jsonl has no text in 'text' but 5"),
     ("a.jsonl", b"{\n", r"line 1 of .*a\.jsonl is no JSON object"),
-    ("a.txt", b"\xff\xfeH\0i\0", r"a\.txt is not UTF-8"),
-    ("a.parquet", b"PAR1 cut", r"a\.parquet is no whole parquet file"),
+    ("a.txt", b"\xff\xfeH\0i\0", r"a\.txt is not UTF-8 soon after line 0"),
+    ("a.parquet", b"PAR1 cut", r"a\.parquet is no whole \.parquet file"),
 ])
 def test_a_broken_file_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
@@ -237,7 +244,7 @@ def test_a_missing_column_lists_those_that_are_there(tmp_path):
     import pyarrow.parquet as pq
 
     pq.write_table(pa.table({"content": ["a"], "id": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"column='text' is not in .*: its columns are content, id"):
+    with pytest.raises(ValueError, match=r"column='text' of .* is no .* are content \(string\), id \(int64\)"):
         list(corpus.load(tmp_path).texts("train"))
     found = corpus.load(tmp_path, column="content")
     assert [*found.texts("train"), *found.texts("val")] == ["a"]
@@ -252,68 +259,182 @@ def test_what_is_not_there_says_so(tmp_path):
     (tmp_path / "a.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match=r"a\.jsonl is missing from its corpus"):
         list(found.texts("train"))
-    with pytest.raises(ValueError, match="split='test' is not a split: use train or val"):
+    with pytest.raises(ValueError, match="split='test' is not a choice: use train or val"):
         found.texts("test")
 
 
-# The hub
+def everything(path, **options):
+    """All texts of a corpus, sorted."""
+    found = corpus.load(path, **options)
+    return sorted([*found.texts("train"), *found.texts("val")])
 
 
-@pytest.fixture
-def fake_hub(tmp_path, monkeypatch):
-    """A hub of five shards in a folder; `calls` records what was asked of it."""
-    import huggingface_hub
+def test_a_manifest_says_what_the_system_says(tmp_path):
+    texts = [f"text {number} ä" for number in range(200)]
+    (tmp_path / "deep").mkdir()
+    paths = [write_lines(tmp_path / "a.jsonl", texts[:150]), write_lines(tmp_path / "deep" / "a.jsonl", texts[100:])]
+    manifest = corpus.fetch(tmp_path)
+    for split in corpus.SPLITS:
+        assert [(file["name"], file["bytes"], file["sha256"]) for file in manifest["splits"][split]["files"]] == [
+            (name, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
+            for name, path in zip(("a.jsonl", "deep/a.jsonl"), paths, strict=True)]
+    lines = [json.loads(line)["text"] for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+    held_out = [text for text in lines if corpus.in_validation(text)]
+    counts = {split: (facts["documents"], facts["characters"]) for split, facts in manifest["splits"].items()}
+    assert counts == {"val": (len(held_out), sum(map(len, held_out))),
+                      "train": (250 - len(held_out), sum(map(len, lines)) - sum(map(len, held_out)))}
+    assert (manifest["source"], manifest["licence"]) == (str(tmp_path), "not stated")
+    assert manifest == corpus.fetch(str(tmp_path)) and manifest["sha256"] != corpus.fetch(paths[0])["sha256"]
+
+
+def test_names_of_splits_are_whole_words(tmp_path):
+    for name in ("values.jsonl", "latest.jsonl", "test.jsonl", "devices.jsonl"):
+        write_lines(tmp_path / name, [name])
+    assert corpus.load(tmp_path).val_files == ()    # "test" alone may be a title
+    (tmp_path / "alone").mkdir()
+    write_lines(tmp_path / "alone" / "val.jsonl", ["alone"])
+    assert corpus.load(tmp_path / "alone").val_files == ()    # validation of nothing
+    shutil.rmtree(tmp_path / "alone")
+    write_lines(tmp_path / "train-0.jsonl", ["train"])
+    assert [file.name for file in corpus.load(tmp_path).val_files] == ["test.jsonl"]
+    write_lines(tmp_path / "Wiki-Valid.jsonl", ["valid"])
+    found = corpus.load(tmp_path)
+    assert [file.name for file in found.val_files] == ["Wiki-Valid.jsonl"] and "test.jsonl" not in found.texts("train")
+
+
+@pytest.mark.parametrize("name,content,texts", [
+    ("a.txt", b"\xef\xbb\xbfone\r\ntwo\r\n", ["one\ntwo"]),
+    ("a.jsonl", b'\xef\xbb\xbf{"text": "one"}\r\n\r\n{"text": "two"}', ["one", "two"]),
+    ("a.jsonl", b'{"text": null}\n{"text": ""}\n{"text": "\\u0000 \\r\\n"}\n', ["\0 \r\n"]),
+])
+def test_marks_and_line_ends_of_other_systems(tmp_path, name, content, texts):
+    (tmp_path / name).write_bytes(content)
+    assert everything(tmp_path / name) == texts
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz", "a.jsonl.zst"])
+def test_an_empty_corpus_is_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match="holds no document: its files are empty"):
+        corpus.fetch(tmp_path)
+    write_lines(tmp_path / "b.jsonl", ["one"])    # beside a file that isn't, an empty one does no harm
+    assert everything(tmp_path) == ["one"]
+
+
+def packed(path, data):
+    import pyarrow as pa
+
+    with pa.output_stream(str(path), compression={".gz": "gzip", ".zst": "zstd"}[path.suffix]) as file:
+        file.write(data)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_packed_files_of_several_parts_are_whole_and_cut_ones_are_named(tmp_path, suffix):
+    path = tmp_path / f"a.jsonl{suffix}"
+    data = packed(path, write_lines(tmp_path / "plain.jsonl", [f"text {number}" for number in range(99)]).read_bytes())
+    path.write_bytes(data + data)
+    assert len(everything(path)) == 198
+    for cut in (len(data) // 2, len(data) - 2):
+        path.write_bytes(data[:cut])
+        with pytest.raises(ValueError, match=rf"a\.jsonl\{suffix} is no whole \.jsonl file \(.*\): fetch or write it"):
+            corpus.fetch(path)
+
+
+def test_parquet_columns_that_hold_no_text_are_refused_and_those_that_do_are_read(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    remote, calls = tmp_path / "remote", []
-    remote.mkdir()
-    for number in range(5):
-        pq.write_table(pa.table({"text": [f"{number}-{row}" for row in range(3)]}),
-                       remote / f"shard_{number:05d}.parquet")
-
-    def info(_self, repo, **_):
-        calls.append(repo)
-        files = [types.SimpleNamespace(rfilename=file.name, lfs=types.SimpleNamespace(
-            sha256=hashlib.sha256(file.read_bytes()).hexdigest())) for file in remote.iterdir()]
-        return types.SimpleNamespace(sha="abc123", siblings=files, card_data={"license": "odc-by"})
-
-    def download(_repo, file, *, revision, **_):
-        calls.append((file, revision))
-        return str(remote / file)
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", info)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    monkeypatch.setenv("TINYLIB_HOME", str(tmp_path))
-    return types.SimpleNamespace(remote=remote, calls=calls)
+    text = pa.array(["one", None, "", "two"])
+    columns = {"text": text, "large": text.cast(pa.large_string()), "packed": text.dictionary_encode(),
+               "number": [1, 2, 3, 4], "nested": [{"text": "x"}] * 4, "listed": [["x"]] * 4, "null": pa.nulls(4),
+               "bytes": [b"x"] * 4, "name": [1, 2, 3, 4]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    for column in ("text", "large", "packed"):
+        assert everything(tmp_path / "a.parquet", column=column) == ["one", "two"]
+    for column in ("number", "nested", "listed", "null", "bytes", "nested.text", "absent"):
+        with pytest.raises(ValueError, match=rf"column='{column}' of .* is no column of text: .* text \(string\)"):
+            everything(tmp_path / "a.parquet", column=column)
 
 
-def test_the_last_shard_of_the_hub_is_validation_however_many_train(fake_hub):
-    one, three = (corpus.load("climbmix", shards=shards) for shards in (1, 3))
-    assert list(one.texts("val")) == list(three.texts("val")) == ["4-0", "4-1", "4-2"]
-    assert len(list(three.texts("train"))) == 9
-    assert (three.manifest["revision"], three.manifest["licence"]) == ("abc123", "odc-by")
-    assert fake_hub.calls.count("karpathy/climbmix-400b-shuffle") == 1
-    assert all(revision == "abc123" for _, revision in fake_hub.calls[1:])
+def test_parquet_text_that_is_no_utf8_is_named(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    ends = pa.array([0, 4, 6], pa.int32()).buffers()[1]
+    raw = pa.Array.from_buffers(pa.string(), 2, [None, ends, pa.py_buffer(b"good\xff\xfe")])
+    pq.write_table(pa.table({"text": raw}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"rows 1 to 2 of .*a\.parquet hold text that is not UTF-8"):
+        everything(tmp_path)
 
 
-def test_a_shard_with_other_content_is_refused(fake_hub):
-    corpus.load("climbmix", shards=1)
-    shutil.copy(fake_hub.remote / "shard_00001.parquet", fake_hub.remote / "shard_00000.parquet")
-    with pytest.raises(ValueError, match=r"shard_00000\.parquet of karpathy/climbmix.* has not the sha256"):
-        corpus.load("climbmix", shards=1)
-    assert [call for call in fake_hub.calls if call[0] == "shard_00000.parquet"][-2:] == [
-        ("shard_00000.parquet", "abc123")] * 2
+def test_one_huge_row_group_is_read_in_bounded_memory(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    random.seed(0)
+    table = pa.table({"text": [random.randbytes(4_000).hex() for _ in range(4_000)]})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=4_000, use_dictionary=False, compression="none")
+    del table
+    before, most = pa.total_allocated_bytes(), 0
+    for _ in read(tmp_path / "a.parquet"):
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert (tmp_path / "a.parquet").stat().st_size > 32e6 > 2 * most
 
 
-def test_more_shards_than_there_are(fake_hub):
-    with pytest.raises(ValueError, match="shards=5 is not between 1 and 4"):
-        corpus.load("climbmix", shards=5)
+def test_text_without_an_empty_line_does_not_become_one_document(tmp_path):
+    text = "".join(f"{number}\n" if number % 3 else f"{number} ü" for number in range(60_000))
+    (tmp_path / "lines.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "line.txt").write_text(text.replace("\n", " "), encoding="utf-8")
+    for name, joint in (("lines.txt", "\n"), ("line.txt", "")):
+        texts = [document.text for document in read(tmp_path / name)]
+        assert len(texts) > 3 and max(map(len, texts)) < 200_000
+        assert joint.join(texts) == (text if joint else text.replace("\n", " ")).strip("\n")
 
 
-def test_without_network_the_error_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setenv("TINYLIB_HOME", str(tmp_path))
-    with pytest.raises(ConnectionError, match=r"can't fetch karpathy/fineweb-edu.*use the corpus pydocs"):
-        corpus.load("fineweb-edu", shards=1)
-    assert not (Path(tmp_path) / "data").exists()
-    assert hub.HUB.keys() == {"fineweb-edu", "climbmix"}
+def test_folders_are_walked_once_without_what_is_hidden(tmp_path):
+    root = tmp_path / "root"
+    for name in ("a/one.jsonl", ".ipynb_checkpoints/two.jsonl", "a/._one.jsonl", "b/.cache/three.jsonl"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        write_lines(root / name, [name])
+    (root / "a" / "loop").symlink_to(root)
+    (root / "a" / "self.jsonl").symlink_to(root / "a" / "self.jsonl")
+    (tmp_path / "elsewhere").mkdir()
+    write_lines(tmp_path / "elsewhere" / "linked.jsonl", ["linked"])
+    (root / "far").symlink_to(tmp_path / "elsewhere")
+    (root / "notes.md").write_text("not read")
+    with pytest.raises(FileNotFoundError, match=r"self\.jsonl is missing"):
+        everything(root)
+    (root / "a" / "self.jsonl").unlink()
+    assert everything(root) == ["a/one.jsonl", "linked"]
+
+
+def test_a_folder_may_mix_formats_and_the_one_that_does_not_fit_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("from text")
+    write_lines(tmp_path / "b.jsonl", ["from lines"])
+    assert everything(tmp_path) == ["from lines", "from text"]
+    with pytest.raises(ValueError, match=r"line 1 of .*b\.jsonl is no JSON object with a field 'body': \{\"text\""):
+        everything(tmp_path, column="body")
+
+
+@contextlib.contextmanager
+def as_a_guest():
+    """For root may read everything."""
+    try:
+        if os.getuid() == 0:
+            os.seteuid(65_534)
+        yield
+    finally:
+        os.seteuid(os.getuid())
+
+
+@pytest.mark.parametrize("closed", ["a.jsonl", "deep"])
+def test_what_may_not_be_read_is_named(closed):
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "deep").mkdir()
+        write_lines(folder / "a.jsonl", ["x"])
+        (folder / closed).chmod(0)
+        with as_a_guest(), pytest.raises(PermissionError, match=f"{folder / closed} can't be read .Permission denied"):
+            everything(folder)

@@ -136,25 +136,25 @@ def corpus(arguments: list[str]) -> Result:
     return parse(part("corpus", arguments, fetch=_corpus_fetch), arguments[1:])
 
 
-def _corpus_fetch(name: str, shards: int = 15, refresh: bool = False) -> Result:
-    """Make sure that the corpus NAME (pydocs, pydocs-stdlib, pysource, fineweb-edu, climbmix, a path) is here, whole.
+def _corpus_fetch(name: str, shards: int | None = None, column: str | None = None, refresh: bool = False) -> Result:
+    """Make sure that NAME is here, whole: pydocs, pydocs-stdlib, pysource, fineweb-edu, climbmix, owner/name, a path.
 
     Args:
-        shards: how many training files of a data set of the hub to fetch
-        refresh: harvest a built-in corpus anew
+        shards: how many training files of a data set of the hub to fetch; remembered, at first 15
+        column: which column of a parquet file, or field of a JSON line, holds the text; remembered, at first text
+        refresh: harvest a built-in corpus anew, or take the newest revision on the hub
     """
     from tinylib import corpus
 
-    manifest = corpus.fetch(name, shards=shards, refresh=refresh)
-    splits = {split: {name: facts[name] for name in ("documents", "characters")}
-              for split, facts in manifest["splits"].items()}
-    _show({f"{split} {name}": f"{value:,}" for split, facts in splits.items() for name, value in facts.items()}
-          | {"sha256": manifest["sha256"]})
-    return {"name": manifest["name"], "splits": splits, "sha256": manifest["sha256"]}
+    manifest = corpus.fetch(name, shards=shards, column=column, refresh=refresh)
+    counts = {f"{split} {count}": f"{facts[count]:,}" for split, facts in manifest["splits"].items()
+              for count in ("documents", "characters")}
+    _show(counts | {name: manifest[name] for name in ("split", "licence", "revision", "sha256") if name in manifest})
+    return manifest
 
 
 def tokenize(arguments: list[str]) -> Result:
-    """train: learn a vocabulary; shards: encode a corpus with it; eval: how short it makes text"""
+    """train: learn a vocabulary; shards: encode a corpus with it; eval: what it does to text and model"""
     chosen = part("tokenize", arguments, train=_tokenize_train, shards=_tokenize_shards, eval=_tokenize_eval)
     return parse(chosen, arguments[1:])
 
@@ -168,8 +168,8 @@ def _tokenize_train(corpus: str | None = None, vocab_size: int | None = None, ma
 
     profile = hardware.profile()
     began, folder = time.perf_counter(), tokenizer or profile.tokenizer
-    learned = Tokenizer.train(load(corpus or profile.corpus).texts("train"),
-                              vocab_size or profile.train.model.vocab_size, max_chars=max_chars)
+    learned = Tokenizer.train(load(corpus or profile.corpus).texts("train"), vocab_size or
+                              profile.train.model.vocab_size, max_chars=max_chars, progress=sys.stderr.isatty())
     learned.save(folder)
     result = {"tokenizer": folder, "vocab_size": learned.vocab_size, "fingerprint": learned.fingerprint,
               "seconds": round(time.perf_counter() - began, 1)}
@@ -177,8 +177,10 @@ def _tokenize_train(corpus: str | None = None, vocab_size: int | None = None, ma
     return result
 
 
-def _tokenize_shards(corpus: str | None = None, tokenizer: Path | None = None, shards: Path | None = None) -> Result:
-    """Encode both splits of a corpus into token shards; what isn't given is the profile's."""
+def _tokenize_shards(corpus: str | None = None, tokenizer: Path | None = None, shards: Path | None = None,
+                     processes: int | None = None, fresh: bool = False) -> Result:
+    """Encode both splits of a corpus into token shards, going on where a killed call stopped unless FRESH; what isn't
+    given is the profile's, PROCESSES one a core."""
     from tinylib import hardware
     from tinylib.corpus import SPLITS, load
     from tinylib.shards import Shards, build
@@ -186,24 +188,26 @@ def _tokenize_shards(corpus: str | None = None, tokenizer: Path | None = None, s
 
     profile = hardware.profile()
     source, folder = load(corpus or profile.corpus), shards or profile.shards
-    build({split: source.texts(split) for split in SPLITS}, Tokenizer.load(tokenizer or profile.tokenizer), folder)
-    found = {split: Shards(folder, split) for split in SPLITS}
-    result = {"shards": folder} | {f"{split}_tokens": part.tokens for split, part in found.items()} | {
-        f"{split}_documents": part.documents for split, part in found.items()}
+    build({split: source.texts(split) for split in SPLITS}, Tokenizer.load(tokenizer or profile.tokenizer), folder,
+          processes=processes, fresh=fresh, progress=True)
+    result = {"shards": folder} | {f"{split}_{count}": getattr(Shards(folder, split), count)
+                                   for split in SPLITS for count in ("tokens", "documents")}
     _show(result)
     return result
 
 
 def _tokenize_eval(corpus: str | None = None, tokenizer: Path | None = None) -> Result:
-    """How short the tokenizer makes the validation documents of a corpus; what isn't given is the profile's."""
+    """How short the tokenizer makes text by its kind, and what other vocabularies of a corpus would do to the model."""
     from tinylib import hardware
     from tinylib.corpus import load
-    from tinylib.tokenizer import Tokenizer, compression
+    from tinylib.tokenizer import Tokenizer, report
 
     profile = hardware.profile()
-    result = compression(Tokenizer.load(tokenizer or profile.tokenizer), load(corpus or profile.corpus).texts("val"))
-    _show({name: round(value, 3) for name, value in result.items()})
-    return result
+    source = load(corpus or profile.corpus)
+    found = report(Tokenizer.load(tokenizer or profile.tokenizer), source.texts("train"), source.texts("val"),
+                   profile.train.model)
+    print(found)
+    return found.facts()
 
 
 def train(arguments: list[str]) -> Result | None:

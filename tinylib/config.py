@@ -170,7 +170,7 @@ class TrainConfig:
     """Precision of the matrix products; weights and optimizer state are float32 in any case."""
     compile: Switch = "auto"
     recompute: bool = False
-    """Whether activations are computed again in the backward pass instead of kept: less memory, up to a third more time."""
+    """Whether activations are computed again in the backward pass, not kept: less memory, up to a third more time."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, GPTConfig):

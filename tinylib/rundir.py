@@ -256,29 +256,40 @@ def write_folder(path: Path) -> Iterator[Path]:
 
     A folder that lies at `path` is replaced.  What a killed process left behind is swept away by the next one.
     """
-    import psutil
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        if not psutil.pid_exists(int(stale.name.split(".")[-2])):
-            shutil.rmtree(stale, ignore_errors=True)
+    _sweep(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    old = path.with_name(f".{path.name}.old.{os.getpid()}.part")
     part.mkdir()
     try:
         yield part
-        _flush(part)
-        if path.exists():
-            path.replace(old)
-        part.replace(path)
+        replace_folder(part, path)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise OSError(errno.ENOSPC, "no space left on the disk, nothing was kept: free some and run again",
                           str(path)) from error
         raise
     finally:
-        for leftover in (part, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def replace_folder(part: Path, path: Path) -> None:
+    """Move the folder `part`, once it is on the disk, to `path`, in the place of a folder that lies there."""
+    _sweep(path)
+    _flush(part)
+    old = path.with_name(f".{path.name}.old.{os.getpid()}.part")
+    if path.exists():
+        path.replace(old)
+    part.replace(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed processes left of folders that were to lie at `path`."""
+    import psutil
+
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        if not psutil.pid_exists(int(stale.name.split(".")[-2])):
+            shutil.rmtree(stale, ignore_errors=True)
 
 
 def _flush(folder: Path) -> None:

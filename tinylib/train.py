@@ -26,7 +26,7 @@ from tinylib.evaluate import score
 from tinylib.model import GPT
 from tinylib.optim import Optimizer
 from tinylib.rundir import RunDirectory, plain
-from tinylib.shards import open_splits
+from tinylib.shards import Loader, open_splits
 from tinylib.world import World, join, stop_signals
 
 
@@ -104,9 +104,9 @@ class _Loop:
     def run(self) -> Summary:
         """Take the remaining steps; save, then evaluate, where the configuration says so."""
         self.say("running", step=self.step)
-        with stop_signals() as stop_asked:
+        with stop_signals() as stop_asked, self._batches(self.config.steps) as batches:
             while self.step < self.config.steps:
-                stopping = self._step(stop_asked())
+                stopping = self._step(batches, stop_asked())
                 last = self.step == self.config.steps
                 if stopping or last or _due(self.step, self.config.save_every):
                     self._save()
@@ -116,10 +116,18 @@ class _Loop:
                     self._evaluate()
         return self._end("finished", self._evaluate())
 
-    def _step(self, stop_asked: bool) -> bool:
+    def _batches(self, last: int) -> Loader:
+        """This rank's micro-batches of the steps from here to `last`."""
+        config, world = self.config, self.world
+        first = [(micro * world.size + world.rank) * config.device_batch_size for micro in range(self.accumulation)]
+        return Loader(self.shards, range(self.step, last), batch_size=self.rows, seq_len=config.model.seq_len,
+                      seed=config.seed, rows=[range(row, row + config.device_batch_size) for row in first],
+                      pin=world.device if world.device.type == "cuda" else None)
+
+    def _step(self, batches: Loader, stop_asked: bool) -> bool:
         """One optimizer step; returns whether any rank was asked to stop."""
         began = time.perf_counter()
-        loss, data_s = self._accumulate()
+        loss, data_s = self._accumulate(batches)
         tally = torch.tensor([loss, float(stop_asked)], dtype=torch.float64)
         self.gradient.copy_(self.world.total(self.gradient))
         loss, stops = self.world.total(tally).tolist()
@@ -136,18 +144,16 @@ class _Loop:
         self._record(loss, norm, multiplier, time.perf_counter() - began, data_s)
         return stops > 0
 
-    def _accumulate(self) -> tuple[float, float]:
+    def _accumulate(self, batches: Loader) -> tuple[float, float]:
         """Add up this rank's share of the batch's loss and gradient; returns the loss and the seconds spent on data."""
-        config, data_s, loss_sum = self.config, 0.0, torch.zeros((), device=self.world.device)
-        whole = {"batch_size": self.rows, "seq_len": config.model.seq_len, "seed": config.seed}
-        targets = self.shards.targets(self.step, **whole)
-        for micro in range(self.accumulation):
+        config, device, data_s = self.config, self.world.device, 0.0
+        loss_sum = torch.zeros((), device=device)
+        targets = self.shards.targets(self.step, batch_size=self.rows, seq_len=config.model.seq_len, seed=config.seed)
+        for _ in range(self.accumulation):
             began = time.perf_counter()
-            first = (micro * self.world.size + self.world.rank) * config.device_batch_size
-            x_BT, y_BT = self.shards.batch(self.step, **whole, rows=range(first, first + config.device_batch_size))
-            x_BT, y_BT = x_BT.to(self.world.device), y_BT.to(self.world.device)
+            x_BT, y_BT = (tensor.to(device, non_blocking=tensor.is_pinned()) for tensor in next(batches))
             data_s += time.perf_counter() - began
-            with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
                 loss = self.model(x_BT, y_BT, reduction="sum") / targets
             loss.backward()
             loss_sum += loss.detach()
@@ -228,7 +234,8 @@ class _Loop:
             return False, hardware.can_compile()[1]
         try:
             self.model.compile_for_training()
-            self._accumulate()
+            with self._batches(self.step + 1) as batches:
+                self._accumulate(batches)
             reason = "compiled"
         except Exception as error:
             if self.config.compile == "on":

@@ -1,32 +1,30 @@
-"""Documents in files: read one by one, split into training and validation, described by a manifest."""
+"""A corpus: documents in files, in two splits that share no document, described by a manifest."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
+import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
+from pathlib import Path, PurePath
+from typing import Any, Literal, TypeVar
+
+from tinylib import rules
+from tinylib.corpus.files import Document, read
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
 VALIDATION_SHARE = 0.04
 """Share of the documents that a hash puts into validation."""
+BY_HASH = f"by hash of the text, {VALIDATION_SHARE:.0%} validation"
 
-SUFFIXES = (".txt", ".jsonl", ".parquet")
-_PACKED = ("", ".gz", ".zst")
-_TXT_CHARS = 4_000
-
-
-@dataclass(frozen=True)
-class Document:
-    """A text and the name it goes by, such as that of its module or `file.jsonl:17`."""
-
-    name: str
-    text: str
+_SAYS = {"val": {"val", "valid", "validation", "dev"}, "test": {"test"}, "train": {"train", "training"}}
+SPLIT_WORDS = set().union(*_SAYS.values())
+"""Names of files or folders that tell a split."""
+PathLike = TypeVar("PathLike", bound=PurePath)
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Corpus:
     val_files: tuple[Path, ...] = ()
     """Files of validation; without any, a hash of each document's text decides."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What else the manifest tells: licence, revision, versions."""
+    """What else the manifest tells: the rule of the split, source, licence, revision, versions."""
     column: str = "text"
     """Column of a parquet file, or field of a JSON line, that holds the text."""
     manifest_file: Path | None = None
@@ -50,45 +48,85 @@ class Corpus:
 
     def documents(self, split: Split) -> Iterator[Document]:
         """The documents of `split` in the order of the files; a training text that is in validation is left out."""
-        if split not in SPLITS:
-            raise ValueError(f"split={split!r} is not a split: use train or val")
-        if not self.val_files:
-            return (document for document in self._read(self.train_files)
-                    if in_validation(document.text) == (split == "val"))
-        if split == "val":
-            return self._read(self.val_files)
-        return (document for document in self._read(self.train_files)
-                if digest(document.text) not in self._validation)
+        rules.refuse("Corpus", [rules.choice("split", split, SPLITS)])
+        files = self.val_files if split == "val" and self.val_files else self.train_files
+        return (document for file in files for place, document in self._placed(file) if place == split)
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """Everything that pins the corpus, ready for JSON: files with size and sha256 by split, counts, one hash.
 
-        `sha256` is over the names and texts of all documents, so it doesn't change with how they are stored.
+        Reads every file once, in bounded memory.  `sha256` is over the names and texts of all documents in the order
+        of the files, so it doesn't change with how they are stored; `left_out` counts training documents that are in
+        validation too.  Raises ValueError for a corpus without a document.
         """
         if self.manifest_file is not None:
             return dict(json.loads(self.manifest_file.read_text(encoding="utf-8")))
         whole = hashlib.sha256()
-        rule = "by file" if self.val_files else f"by hash of the text, {VALIDATION_SHARE:.0%} validation"
-        splits = {split: self._describe(split, whole) for split in SPLITS}
+        splits: dict[str, dict[str, Any]] = {split: {"files": [], "documents": 0, "characters": 0} for split in SPLITS}
+        splits["train"]["left_out"] = 0
+        for file in _with_bar([*self.train_files, *self.val_files]):
+            self._count(file, splits, whole)
+        if not sum(facts["documents"] for facts in splits.values()):
+            raise ValueError(f"{self.name} holds no document: its files are empty, so add text to one")
+        rule = "by file" if self.val_files else BY_HASH
         return {"version": 1, "name": self.name, "split": rule, **self.facts, "splits": splits,
                 "sha256": whole.hexdigest()}
 
-    def _read(self, files: Iterable[Path]) -> Iterator[Document]:
-        return (document for file in files for document in read(file, self.column))
+    def _count(self, file: Path, splits: dict[str, dict[str, Any]], whole: Any) -> None:
+        """Add what is in `file` to the counts of its split, or, where a hash decides, of both."""
+        facts = {"name": file.relative_to(self._root).as_posix(), "bytes": file.stat().st_size,
+                 "sha256": file_digest(file)}
+        for split in SPLITS if not self.val_files else ["val"] if file in self.val_files else ["train"]:
+            splits[split]["files"].append(facts)
+        for place, document in self._placed(file):
+            if place is None:
+                splits["train"]["left_out"] += 1
+                continue
+            splits[place]["documents"] += 1
+            splits[place]["characters"] += len(document.text)
+            whole.update(f"{place}\0{document.name}\0{document.text}\0".encode())
+
+    def _placed(self, file: Path) -> Iterator[tuple[Split | None, Document]]:
+        """The documents of `file`, each with its split; None for a training text that is in validation too."""
+        if not self.val_files:
+            return (("val" if in_validation(document.text) else "train", document)
+                    for document in read(file, self.column))
+        if file in self.val_files:
+            return (("val", document) for document in read(file, self.column))
+        return ((None if digest(document.text) in self._validation else "train", document)
+                for document in read(file, self.column))
+
+    @cached_property
+    def _root(self) -> Path:
+        return Path(os.path.commonpath([file.parent for file in (*self.train_files, *self.val_files)]))
 
     @cached_property
     def _validation(self) -> frozenset[bytes]:
-        return frozenset(digest(document.text) for document in self._read(self.val_files))
+        return frozenset(digest(document.text) for file in self.val_files for document in read(file, self.column))
 
-    def _describe(self, split: Split, whole: Any) -> dict[str, Any]:
-        files = self.val_files if split == "val" and self.val_files else self.train_files
-        documents = characters = 0
-        for document in self.documents(split):
-            documents, characters = documents + 1, characters + len(document.text)
-            whole.update(f"{split}\0{document.name}\0{document.text}\0".encode())
-        return {"files": [{"name": file.name, "bytes": file.stat().st_size, "sha256": file_digest(file)}
-                          for file in files], "documents": documents, "characters": characters}
+
+def split_by_name(files: Iterable[PathLike]) -> tuple[list[PathLike], list[PathLike], str] | None:
+    """Training files, validation files and the rule in words; None where the names don't say.
+
+    A file whose name or folder says validation, valid, val or dev is validation; where none does, but some say train,
+    those that say test are.
+
+    >>> train, val, rule = split_by_name(map(PurePath, ["en/train-0.parquet", "en/test-0.parquet", "en/dev-0.parquet"]))
+    >>> [str(file) for file in train], [str(file) for file in val], rule
+    (['en/train-0.parquet'], ['en/dev-0.parquet'], 'by file: those named for validation; those named for test unused')
+    """
+    says: dict[str | None, list[PathLike]] = {"val": [], "test": [], "train": [], None: []}
+    for file in files:
+        words = set(re.split(r"[^a-z]+", str(file).lower()))
+        says[next((split for split, names in _SAYS.items() if names & words), None)].append(file)
+    train = sorted(says["train"] + says[None])
+    if train and says["val"]:
+        unused = "; those named for test unused" if says["test"] else ""
+        return train, says["val"], f"by file: those named for validation{unused}"
+    if says["train"] and says["test"]:
+        return train, says["test"], "by file: those named for test, as none is named for validation"
+    return None
 
 
 def in_validation(key: str) -> bool:
@@ -111,86 +149,8 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def plain(text: str) -> str:
-    """`text` with lone surrogates, which no tokenizer takes, as U+FFFD.
+def _with_bar(files: list[Path]) -> Iterable[Path]:
+    """The files, with a progress bar where a person watches."""
+    from tqdm import tqdm
 
-    >>> plain("a" + chr(0xd83d)) == "a" + chr(0xfffd)
-    True
-    """
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def kind(file: Path) -> str | None:
-    """The suffix that tells how to read `file`; None where it can't be read.
-
-    >>> kind(Path("wiki.jsonl.zst")), kind(Path("README.md"))
-    ('.jsonl', None)
-    """
-    name = file.name.lower()
-    return next((suffix for suffix in SUFFIXES for packed in _PACKED if name.endswith(suffix + packed)), None)
-
-
-def read(path: Path, column: str = "text") -> Iterator[Document]:
-    """The documents of one file that are not empty; ValueError names the line or column that is wrong."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing from its corpus: fetch the corpus again")
-    reader = {".parquet": _read_parquet, ".jsonl": _read_jsonl, ".txt": _read_txt}[kind(path) or ".txt"]
-    return (document for document in reader(path, column) if document.text)
-
-
-def _read_parquet(path: Path, column: str) -> Iterator[Document]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path} is no whole parquet file: fetch or write it again") from error
-    names = file.schema_arrow.names
-    if column not in names:
-        raise ValueError(f"column={column!r} is not in {path}: its columns are {', '.join(names)}")
-    row = 0
-    for batch in file.iter_batches(batch_size=512, columns=[column, *({"name"} & set(names))]):
-        texts = batch.column(column).to_pylist()
-        titles = batch.column("name").to_pylist() if "name" in names else [None] * len(texts)
-        for title, text in zip(titles, texts, strict=True):
-            row += 1
-            yield Document(str(title) if title else f"{path.name}:{row}", text or "")
-
-
-def _read_jsonl(path: Path, column: str) -> Iterator[Document]:
-    for number, line in enumerate(_lines(path), start=1):
-        try:
-            text = json.loads(line)[column]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"line {number} of {path} is no JSON object with a field {column!r}") from error
-        if not isinstance(text, str):
-            raise ValueError(f"line {number} of {path} has no text in {column!r} but {text!r:.40}")
-        yield Document(f"{path.name}:{number}", plain(text))
-
-
-def _read_txt(path: Path, _column: str) -> Iterator[Document]:
-    """A document ends at a line `<|endoftext|>`, or at the first empty line after 4,000 characters."""
-    lines: list[str] = []
-    size = number = 0
-    for line in _lines(path):
-        ends = line.strip() == "<|endoftext|>"
-        if not ends:
-            lines.append(line)
-            size += len(line)
-        if ends or (size >= _TXT_CHARS and not line.strip()):
-            number += 1
-            yield Document(f"{path.name}:{number}", "".join(lines).strip("\n"))
-            lines, size = [], 0
-    yield Document(f"{path.name}:{number + 1}", "".join(lines).strip("\n"))
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """Lines of a UTF-8 file, unpacked as its suffix says."""
-    import pyarrow
-
-    with pyarrow.input_stream(str(path), compression="detect") as stream:
-        try:
-            yield from io.TextIOWrapper(stream, encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 ({error.reason}): convert it first") from error
+    return tqdm(files, desc="reading the corpus", unit=" files", disable=None, leave=False)

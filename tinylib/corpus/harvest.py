@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from tinylib import hardware, rundir
-from tinylib.corpus.documents import SPLITS, VALIDATION_SHARE, Corpus, Document, digest, in_validation, plain
+from tinylib.corpus.documents import SPLITS, VALIDATION_SHARE, Corpus, digest, in_validation
+from tinylib.corpus.files import Document, plain
 
 PACKAGES = {
     "torch": "torch", "numpy": "numpy", "pandas": "pandas", "matplotlib": "matplotlib", "scipy": "scipy",

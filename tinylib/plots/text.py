@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -36,20 +36,47 @@ def compression_curve(table: pd.DataFrame, blocks: int, chosen: int) -> Figure:
 
 
 @style()
-def cost_of_text(costs: pd.DataFrame, chosen: int) -> Figure:
-    """Training FLOPs per character against the vocabulary, relative to the cheapest; a line a column of `costs`.
+def cost_of_text(costs: pd.DataFrame, chosen: int, decisions: Mapping[str, Any] | None = None) -> Figure:
+    """Training FLOPs for the same text against the vocabulary, relative to the cheapest; a line a column of `costs`.
 
-    `costs` is indexed by vocabulary, one column for each model; a ring marks the cheapest vocabulary.
+    `costs` is indexed by vocabulary, one column for each model; a ring marks the cheapest vocabulary.  Or `decisions`
+    has a `tokenizer.Decision` for each column: below the lines a thick bar shows its 95 % interval, a thin one what
+    costs less than 1 % more.
     """
     figure, axes = canvas()
     for (name, cost), colour in zip(costs.items(), CURVES, strict=False):
         relative = cost / cost.min()
         axes.plot(relative.index, relative, "o-", color=colour, label=name, markersize=4)
-        axes.plot(cost.idxmin(), 1, "o", color=colour, markersize=11, markerfacecolor="none")
-    axes.set(xlabel="vocabulary V, ids", ylabel="FLOPs per character, cheapest = 1")
+        if not decisions:
+            axes.plot(cost.idxmin(), 1, "o", color=colour, markersize=11, markerfacecolor="none")
+    for place, (found, colour) in enumerate(zip((decisions or {}).values(), CURVES, strict=False)):
+        y = 0.8 - 0.15 * place
+        axes.plot(found.flat, (y, y), color=colour, linewidth=1)
+        axes.plot((found.low, found.high), (y, y), color=colour, linewidth=5, solid_capstyle="butt")
+        axes.plot(found.vocab_size, y, "|", color=PALETTE["black"], markersize=9)
+    axes.set(xlabel="vocabulary V, ids", ylabel="FLOPs for the same text, cheapest = 1")
     axes.set_title("The price of the same text")
     axes.legend(loc="upper left")
     _vocabularies(axes, costs.index, chosen)
+    return figure
+
+
+@style()
+def price_by_kind(table: pd.DataFrame) -> Figure:
+    """Bars of bytes per token, a group for each kind of text, a bar for each tokenizer; a table of `by_kind`."""
+    figure, axes = canvas()
+    wide = table.pivot_table(index="kind", columns="tokenizer", values="bytes_per_token", sort=False)
+    width = 0.8 / len(wide.columns)
+    for place, ((name, covers), colour) in enumerate(zip(wide.items(), CURVES, strict=False)):
+        bars = axes.bar(np.arange(len(wide)) + (place - (len(wide.columns) - 1) / 2) * width, covers, width=width,
+                        color=colour, label=name)
+        axes.bar_label(bars, fmt="%.1f", fontsize=8)
+    axes.axhline(1, color=PALETTE["grey"], linewidth=1, linestyle=":")
+    axes.set_xticks(np.arange(len(wide)), wide.index)
+    axes.grid(axis="x", visible=False)
+    axes.set(ylabel="bytes a token covers")
+    axes.set_title("Not all text is equally dear")
+    axes.legend(loc="upper right")
     return figure
 
 

@@ -1,9 +1,9 @@
-"""Documents to memory-mapped token files, and the batch of step n as a pure function of (shards, seed, n, batch size).
+"""Token files as batches.
 
-Every document begins with the BOS id.  A file is read as windows of `seq_len` targets, each token but the file's first
-being a target exactly once an epoch; the short tail of a file is a window too.  Nothing remembers where training is:
-sample i of all time lies in epoch i // windows, at a place that a seeded permutation of that epoch's windows tells.
-So resuming needs no state, and one process or eight, with any micro-batch, slice the same global batch.
+A file is read as windows of `seq_len` targets, each token but the file's first being a target exactly once an epoch;
+the short tail of a file is a window too.  Nothing remembers where training is: sample i of all time lies in epoch
+i // windows, at a place that a seeded permutation of that epoch's windows tells.  So resuming needs no state, and one
+process or eight, with any micro-batch, slice the same global batch.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinylib import rules, rundir
+from tinylib import rules
 from tinylib.config import ConfigError
-from tinylib.tokenizer import Tokenizer, batched
+from tinylib.shards.order import permute
+from tinylib.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -29,28 +29,9 @@ if TYPE_CHECKING:
 Rows = range | slice | Sequence[int] | np.ndarray | None
 IGNORED = -1
 """The target where there is none; the loss leaves it out."""
-_DTYPES = {"uint16": 1 << 16, "uint32": 1 << 32}
-
-
-def build(documents: Mapping[str, Iterable[str]], tokenizer: Tokenizer, folder: str | os.PathLike[str], *,
-          tokens_per_file: int = 100_000_000, progress: bool = False) -> Shards:
-    """Encode the documents of each split into `folder`, which appears whole or not at all; opens the first split.
-
-    Streams: memory doesn't grow with the corpus.  A file is closed after the document with which it reaches
-    `tokens_per_file`.  Raises ValueError for a split without documents, OSError when the disk is full.
-    """
-    folder = Path(folder)
-    dtype = next(name for name, ids in _DTYPES.items() if tokenizer.vocab_size <= ids)
-    with rundir.write_folder(folder) as part:
-        index: dict[str, Any] = {"version": 1, "dtype": dtype, "vocab_size": tokenizer.vocab_size,
-                                 "tokenizer": tokenizer.fingerprint, "splits": {}}
-        for split, texts in documents.items():
-            with _Writer(part, split, np.dtype(dtype), tokens_per_file) as writer:
-                writer.write(_progress(texts, split) if progress else texts, tokenizer)
-            index["splits"][split] = writer.summary()
-        tokenizer.save(part / "tokenizer")
-        rundir.write_json(part / "index.json", index)
-    return Shards(folder, next(iter(documents)))
+IDS = {"uint16": 1 << 16, "uint32": 1 << 32}
+"""The types of token files, and how many ids each can tell apart."""
+_BLOCK = 4096    # samples whose places are computed at once: numpy takes little longer for thousands than for one
 
 
 def open_splits(folder: str | os.PathLike[str], vocab_size: int) -> tuple[Shards, Shards]:
@@ -66,67 +47,11 @@ def open_splits(folder: str | os.PathLike[str], vocab_size: int) -> tuple[Shards
     return training, validation
 
 
-def _progress(texts: Iterable[str], split: str) -> Iterable[str]:
-    from tqdm import tqdm
-
-    return tqdm(texts, desc=f"tokens of {split}", unit=" documents", mininterval=1)
-
-
-@dataclass
-class _Writer:
-    """The token files of one split, counted and hashed while they are written."""
-
-    folder: Path
-    split: str
-    dtype: np.dtype
-    tokens_per_file: int
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("documents", "characters", "bytes"), 0))
-    files: list[dict[str, Any]] = field(default_factory=list)
-    _file: IO[bytes] | None = None
-    _hash: Any = None
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        self._close()
-
-    def write(self, texts: Iterable[str], tokenizer: Tokenizer) -> None:
-        """Encode and append every text; ValueError if there is none."""
-        for batch in batched(texts):
-            self.counts["documents"] += len(batch)
-            self.counts["characters"] += sum(map(len, batch))
-            for text, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
-                self.counts["bytes"] += len(text) if text.isascii() else len(text.encode())
-                self._append(np.array([tokenizer.bos, *ids], dtype=self.dtype))
-        if not self.files:
-            raise ValueError(f"split {self.split!r} has no documents: a corpus of a few is too small to be split")
-
-    def summary(self) -> dict[str, Any]:
-        """The entry of this split in the index."""
-        return {"files": self.files, **self.counts, "tokens": sum(file["tokens"] for file in self.files)}
-
-    def _append(self, tokens: np.ndarray) -> None:
-        if self._file is None:
-            name = f"{self.split}_{len(self.files):03d}.bin"
-            self._file, self._hash = (self.folder / name).open("wb"), hashlib.sha256()
-            self.files.append({"name": name, "tokens": 0})
-        data = tokens.tobytes()
-        self._file.write(data)
-        self._hash.update(data)
-        self.files[-1]["tokens"] += len(tokens)
-        if self.files[-1]["tokens"] >= self.tokens_per_file:
-            self._close()
-
-    def _close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self.files[-1]["sha256"] = self._hash.hexdigest()
-            self._file = None
-
-
 class Shards:
-    """One split of a folder that `build` wrote, memory-mapped and checked on opening."""
+    """One split of a folder that `build` wrote, memory-mapped and checked on opening: sizes, types, counts.
+
+    `verify` reads the tokens as well.
+    """
 
     def __init__(self, folder: str | os.PathLike[str], split: str = "train") -> None:
         self.folder = Path(folder)
@@ -149,7 +74,7 @@ class Shards:
         index, rebuild = self.index, f"build the shards in {self.folder} again"
         if index.get("version") != 1:
             raise ValueError(f"version={index.get('version')!r} of the index is not 1: {rebuild}")
-        if index["vocab_size"] > _DTYPES.get(index["dtype"], 0):
+        if index["vocab_size"] > IDS.get(index["dtype"], 0):
             raise ValueError(f"dtype={index['dtype']!r} can't hold vocab_size={index['vocab_size']} ids: {rebuild}")
         if self.split not in index["splits"]:
             raise ValueError(f"split={self.split!r} is not in {self.folder}: splits are {', '.join(index['splits'])}")
@@ -159,6 +84,15 @@ class Shards:
                 raise FileNotFoundError(f"{path} is missing: {rebuild}")
             if path.stat().st_size != size:
                 raise ValueError(f"{path} has {path.stat().st_size} bytes where {size} were written: {rebuild}")
+
+    def verify(self) -> None:
+        """Read every file and compare its sha256 with the index; ValueError names one that has changed."""
+        for file in self._entry["files"]:
+            with (self.folder / file["name"]).open("rb") as opened:
+                found = hashlib.file_digest(opened, "sha256").hexdigest()
+            if found != file["sha256"]:
+                raise ValueError(f"{self.folder / file['name']} has sha256 {found} where {file['sha256']} was written: "
+                                 f"build the shards in {self.folder} again")
 
     @property
     def tokens(self) -> int:
@@ -244,11 +178,11 @@ class Shards:
             raise ValueError(f"split {self.split!r} of {self.folder} holds {self.tokens} tokens and so no target: "
                              "it needs more text")
         samples = step * batch_size + _chosen(rows, batch_size)
-        epochs, positions = samples // windows, samples % windows
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            positions[here] = permute(positions[here], windows, seed=seed, epoch=int(epoch))
-        return positions
+        if not len(samples):
+            return samples
+        first, last = (int(sample) // _BLOCK for sample in (samples.min(), samples.max()))
+        places = [_places(block, windows, seed) for block in range(first, last + 1)]
+        return (places[0] if len(places) == 1 else np.concatenate(places))[samples - first * _BLOCK]
 
     def _locate(self, windows: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
         """File of each window, and the token in it with which the window begins."""
@@ -259,61 +193,30 @@ class Shards:
     def _read(self, windows: np.ndarray, seq_len: int) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
-        x = np.zeros((len(windows), seq_len), dtype=np.int64)
-        y = np.full((len(windows), seq_len), IGNORED, dtype=np.int64)
-        for row, (file, place) in enumerate(zip(*self._locate(windows, seq_len), strict=True)):
-            tokens = self._files[file][place:place + seq_len + 1]
-            x[row, :len(tokens) - 1], y[row, :len(tokens) - 1] = tokens[:-1], tokens[1:]
+        rows = np.zeros((len(windows), seq_len + 1), dtype=self.index["dtype"])
+        file, place = self._locate(windows, seq_len)
+        lengths = np.minimum(seq_len, self._lengths[file] - 1 - place)
+        for row, number, start, length in zip(rows, file.tolist(), place.tolist(), lengths.tolist(), strict=True):
+            row[:length + 1] = self._files[number][start:start + length + 1]
+        x, y = rows[:, :-1].astype(np.int64), rows[:, 1:].astype(np.int64)
+        for row in np.flatnonzero(lengths < seq_len):
+            x[row, lengths[row]:], y[row, lengths[row]:] = 0, IGNORED
         return torch.from_numpy(x), torch.from_numpy(y)
 
 
-def permute(positions: np.ndarray, size: int, *, seed: int, epoch: int) -> np.ndarray:
-    """Where each of `positions` goes in the shuffle of range(size) that `seed` and `epoch` pick, int64.
-
-    A Feistel network on the smallest power of two that holds `size`; what falls outside is sent through again until it
-    falls inside.  Integer arithmetic only, so the order is the same on every machine and in every version.
-
-    Source: Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains", section 3.2 (cycle walking); here with
-    eight rounds of the SplitMix64 finaliser, which is no cipher but mixes as well as a shuffle needs.
-
-    >>> sorted(permute(np.arange(10), 10, seed=0, epoch=3).tolist())
-    [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
-    """
-    bits, keys = max(2, (size - 1).bit_length()), _round_keys(seed, epoch)
-    out = _feistel(positions.astype(np.uint64), bits, keys)
-    while (outside := out >= size).any():
-        out[outside] = _feistel(out[outside], bits, keys)
-    return out.astype(np.int64)
-
-
-def _feistel(values: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
-    """A permutation of the numbers of `bits` bits; the halves may differ by one bit, and swap widths every round."""
-    low, high = bits // 2, bits - bits // 2
-    left, right = values >> np.uint64(low), values & np.uint64((1 << low) - 1)
-    for key in keys:
-        left, right = right, left ^ (_mix(right + key) & np.uint64((1 << high) - 1))
-        low, high = high, low
-    return (left << np.uint64(low)) | right
-
-
-def _round_keys(seed: int, epoch: int, rounds: int = 8) -> np.ndarray:
-    key = _mix(np.array([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64))
-    return _mix(_mix(key + np.uint64(epoch)) + np.arange(rounds, dtype=np.uint64))
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    """SplitMix64's step: every bit of the input changes about half the bits of the output."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+@lru_cache(maxsize=64)
+def _places(block: int, windows: int, seed: int) -> np.ndarray:
+    """The window of each of the samples that are `block`, through all epochs."""
+    epochs, positions = np.divmod(np.arange(block * _BLOCK, (block + 1) * _BLOCK), windows)
+    places = permute(positions, windows, seed=seed, epoch=epochs)
+    places.flags.writeable = False
+    return places
 
 
 def _chosen(rows: Rows, batch_size: int) -> np.ndarray:
     """The rows of the global batch as an array; ValueError for a row that isn't in it."""
-    every = np.arange(batch_size, dtype=np.int64)
     if rows is None or isinstance(rows, slice):
-        return every if rows is None else every[rows]
+        return np.arange(batch_size, dtype=np.int64)[rows or slice(None)]
     chosen = np.asarray(rows, dtype=np.int64).reshape(-1)
     if ((chosen < 0) | (chosen >= batch_size)).any():
         raise ValueError(f"rows={rows!r} are not all in the global batch: rows go from 0 to {batch_size - 1}")

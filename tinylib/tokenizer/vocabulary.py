@@ -1,49 +1,32 @@
-"""Text to ids and back: byte-level BPE, trained with rustbpe, encoding with tiktoken, saved as readable JSON.
-
-Two rules for text that breaks the libraries underneath, the same in training and in encoding:
-
-- A lone surrogate is no text: it is refused with a ValueError that names its place.
-- A run of whitespace longer than MAX_RUN characters is encoded in pieces of MAX_RUN, for on a million spaces the
-  regular expressions of tiktoken and rustbpe overflow their stacks.  All other text is encoded in one piece.
-"""
+"""The tokenizer itself: a vocabulary that is trained, encodes and decodes, and lies on disk as JSON."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinylib import hardware, rundir
+from tinylib import hardware, rules, rundir
+from tinylib.tokenizer.allocator import frugal
+from tinylib.tokenizer.cutting import PATTERN, PLAIN, batched, checked, parts, portions
 
 if TYPE_CHECKING:
     import os
 
     import numpy as np
     import tiktoken
-
-PATTERN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*"
-           r"|\s*[\r\n]|\s+(?!\S)|\s+")
-"""How text is cut into words before BPE, which never merges across a cut: GPT-4's pattern with at most two digits.
-
-Source: nanochat, `nanochat/tokenizer.py`, unchanged from October 2025 to today.
-"""
+    from tqdm import tqdm
 
 SPECIAL_TOKENS = ("<|bos|>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|assistant_end|>",
                   "<|python_start|>", "<|python_end|>", "<|output_start|>", "<|output_end|>")
 """nanochat's special tokens; their ids are the last of the vocabulary and no text can produce them."""
 
-MAX_RUN = 4096
-"""Longest run of whitespace, in characters, that is encoded in one piece."""
-
 _FILE = "vocabulary.json"
-_SPACE = "[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"  # what \s is to the regex crates
-_BLANK = re.compile(_SPACE + "+")
 
 
 class Tokenizer:
@@ -55,8 +38,7 @@ class Tokenizer:
     (['the', ' ', 't', 'h', 'at'], 'the that')
     """
 
-    def __init__(self, tokens: Sequence[bytes], pattern: str = PATTERN,
-                 special_tokens: Sequence[str] = SPECIAL_TOKENS) -> None:
+    def __init__(self, tokens: Sequence[bytes], special_tokens: Sequence[str] = SPECIAL_TOKENS) -> None:
         missing = {bytes([value]) for value in range(256)}.difference(tokens)
         if missing:
             raise ValueError(f"tokens lacks {len(missing)} of the 256 single bytes, such as {min(missing)!r}: "
@@ -64,24 +46,27 @@ class Tokenizer:
         if len(set(tokens)) != len(tokens):
             raise ValueError("tokens holds the same bytes twice: each id needs bytes of its own")
         self.tokens = tuple(tokens)
-        self.pattern = pattern
         self.special_tokens = tuple(special_tokens)
 
     def __repr__(self) -> str:
         return f"Tokenizer(vocab_size={self.vocab_size}, fingerprint={self.fingerprint!r})"
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int, *, max_chars: int | None = None) -> Tokenizer:
+    def train(cls, texts: Iterable[str], vocab_size: int, *, max_chars: int | None = None, fewer: bool = False,
+              progress: bool = False) -> Tokenizer:
         """Learn `vocab_size` tokens (256 bytes, merges, special tokens) from the first `max_chars` of `texts`.
 
-        Streams: memory grows with the number of distinct words only.  Raises ValueError where the text has too few
-        different words to fill the vocabulary.
+        Streams: memory grows with the number of distinct words only.  `progress` shows characters a second and, where
+        `max_chars` is given, the time left.  Raises ValueError where the text has too few different words to fill the
+        vocabulary, unless `fewer` are welcome.
 
         >>> Tokenizer.train(["abc"], vocab_size=1_000)
         Traceback (most recent call last):
             ...
         ValueError: vocab_size=1000 is more than this text can fill, it reached 267: use at most 267, or more text
         """
+        rules.refuse("Tokenizer.train", [rules.whole("vocab_size", vocab_size),
+                                         None if max_chars is None else rules.whole("max_chars", max_chars)])
         least = 256 + len(SPECIAL_TOKENS)
         if vocab_size < least:
             raise ValueError(f"vocab_size={vocab_size} has no room for 256 bytes and {len(SPECIAL_TOKENS)} special "
@@ -89,14 +74,28 @@ class Tokenizer:
         import rustbpe
 
         trainer = rustbpe.Tokenizer()
-        pieces = (piece for text in _up_to(texts, max_chars) for piece in _pieces(_checked(text)))
-        trainer.train_from_iterator(pieces, vocab_size - len(SPECIAL_TOKENS), buffer_size=1024, pattern=PATTERN)
-        ranked = sorted((rank, bytes(word)) for word, rank in trainer.get_mergeable_ranks())
-        reached = len(ranked) + len(SPECIAL_TOKENS)
-        if reached < vocab_size:
+        with _bar(max_chars, progress) as bar, frugal():
+            trainer.train_from_iterator(_pieces(texts, max_chars, bar), vocab_size - len(SPECIAL_TOKENS),
+                                        buffer_size=256, pattern=PLAIN)
+        learned = [bytes(word) for word, _ in sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])]
+        reached = len(learned) + len(SPECIAL_TOKENS)
+        if reached < vocab_size and not fewer:
             raise ValueError(f"vocab_size={vocab_size} is more than this text can fill, it reached {reached}: "
                              f"use at most {reached}, or more text")
-        return cls([word for _, word in ranked])
+        return cls(learned)
+
+    def cut_to(self, vocab_size: int) -> Tokenizer:
+        """The tokenizer of `vocab_size` ids that a shorter training on the same text would have given.
+
+        BPE is greedy: no merge knows how many will follow, so a smaller vocabulary is the beginning of a larger one.
+
+        >>> text = ["the cat and the hat"]
+        >>> Tokenizer.train(text, 268).cut_to(266).tokens == Tokenizer.train(text, 266).tokens
+        True
+        """
+        special = len(self.special_tokens)
+        rules.refuse("Tokenizer.cut_to", [rules.whole("vocab_size", vocab_size, 256 + special, self.vocab_size)])
+        return Tokenizer(self.tokens[:vocab_size - special], self.special_tokens)
 
     # Ids
 
@@ -134,15 +133,29 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, none of them special; ValueError for a lone surrogate."""
-        pieces = _pieces(_checked(text))
+        encode, pieces = self._encoding.encode_ordinary, parts(checked(text))
         if len(pieces) == 1:
-            return self._encoding.encode_ordinary(text)
-        return [number for piece in pieces for number in self._encoding.encode_ordinary(piece)]
+            return encode(text)
+        return list(itertools.chain.from_iterable(map(encode, pieces)))
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """The ids of `text` as uint32; without lists in between it takes a fifth less time."""
+        import numpy as np
+
+        encode, pieces = self._encoding.encode_to_numpy, parts(checked(text))
+        return np.concatenate([encode(piece, disallowed_special=()) for piece in pieces])
 
     def encode_batch(self, texts: Iterable[str], threads: int | None = None) -> list[list[int]]:
         """The ids of each text, encoded in `threads` threads (by default one a core)."""
-        with ThreadPoolExecutor(threads or hardware.cores()) as pool:
-            return list(pool.map(self.encode, texts))
+        threads = threads or hardware.cores()
+        if threads == 1:
+            return self._encode_all(texts)
+        with ThreadPoolExecutor(threads) as pool:    # in groups, for handing over a text takes as long as encoding it
+            groups = pool.map(self._encode_all, batched(texts, characters=100_000))
+            return list(itertools.chain.from_iterable(groups))
+
+    def _encode_all(self, texts: Iterable[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD, special tokens their names."""
@@ -165,7 +178,7 @@ class Tokenizer:
     def _encoding(self) -> tiktoken.Encoding:
         import tiktoken
 
-        return tiktoken.Encoding(name="tinylib", pat_str=self.pattern, special_tokens=self.special_ids,
+        return tiktoken.Encoding(name="tinylib", pat_str=PLAIN, special_tokens=self.special_ids,
                                  mergeable_ranks={word: rank for rank, word in enumerate(self.tokens)})
 
     # Disk
@@ -185,19 +198,22 @@ class Tokenizer:
         if content.get("version") != 1:
             raise ValueError(f"version={content.get('version')!r} in {path} is not 1: train the tokenizer again")
         tokens = [word.encode("utf-8", "surrogateescape") for word in content["tokens"]]
-        return cls(tokens, content["pattern"], content["special_tokens"])
+        if content["pattern"] != PATTERN:
+            raise ValueError(f"pattern={content['pattern']!r} in {path} is not this library's, so ids would not be "
+                             "those that were learned: train the tokenizer again")
+        return cls(tokens, content["special_tokens"])
 
     def _to_json(self) -> str:
         # surrogateescape keeps a byte that is no UTF-8, such as half of an é, as \udc80…\udcff: readable and exact.
-        content = {"version": 1, "pattern": self.pattern, "special_tokens": self.special_tokens,
+        content = {"version": 1, "pattern": PATTERN, "special_tokens": self.special_tokens,
                    "tokens": [word.decode("utf-8", "surrogateescape") for word in self.tokens]}
         return json.dumps(content, indent=0) + "\n"
 
     def save_huggingface(self, path: str | os.PathLike[str]) -> None:
         """Write a `tokenizer.json` for the `tokenizers` library; the ids of any text are the same there.
 
-        Two things that file can't say: runs of whitespace longer than MAX_RUN are not cut, and a special token's
-        name in a text becomes its id unless the reader sets `encode_special_tokens = True`.
+        One thing that file can't say: a special token's name in a text becomes its id unless the reader sets
+        `encode_special_tokens = True`.
         """
         rundir.write_text(Path(path), json.dumps(self.to_huggingface(), ensure_ascii=False, indent=1) + "\n")
 
@@ -209,7 +225,7 @@ class Tokenizer:
         added = [{"id": number, "content": name, "single_word": False, "lstrip": False, "rstrip": False,
                   "normalized": False, "special": True} for name, number in self.special_ids.items()]
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-        split = {"type": "Split", "pattern": {"Regex": self.pattern}, "behavior": "Isolated", "invert": False}
+        split = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
         model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
                  "vocab": vocabulary, "merges": merges}
@@ -228,83 +244,26 @@ class Tokenizer:
         return [_parents(word, ranks) for word in self.tokens if len(word) > 1]
 
 
-def words(text: str) -> list[str]:
-    """What PATTERN cuts `text` into; merges stay inside a word, so no token is longer than the word that it is in.
-
-    >>> words("don't add 12345")
-    ['don', "'t", ' add', ' ', '12', '34', '5']
-    """
-    import regex  # tiktoken brings it
-
-    return regex.findall(PATTERN, text)
-
-
-def compression(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, float]:
-    """How short `texts` become: documents, characters, bytes (UTF-8), tokens, characters and bytes per token.
-
-    >>> tokenizer = Tokenizer.train(["the cat and the hat"], vocab_size=268)
-    >>> compression(tokenizer, ["the that"])["characters_per_token"]
-    1.6
-    """
-    total = dict.fromkeys(("documents", "characters", "bytes", "tokens"), 0)
-    for batch in batched(texts):
-        total["documents"] += len(batch)
-        total["characters"] += sum(map(len, batch))
-        total["bytes"] += sum(len(text.encode()) for text in batch)
-        total["tokens"] += sum(map(len, tokenizer.encode_batch(batch)))
-    tokens = max(total["tokens"], 1)
-    return total | {"characters_per_token": total["characters"] / tokens, "bytes_per_token": total["bytes"] / tokens}
-
-
-def batched(texts: Iterable[str], characters: int = 4_000_000) -> Iterator[list[str]]:
-    """`texts` in lists of about `characters` characters, so that memory doesn't grow with the number of texts.
-
-    >>> list(batched(["ab", "cd", "ef"], characters=4))
-    [['ab', 'cd'], ['ef']]
-    """
-    batch, size = [], 0
-    for text in texts:
-        batch.append(text)
-        size += len(text) + 1
-        if size > characters:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _up_to(texts: Iterable[str], max_chars: int | None) -> Iterator[str]:
-    """Texts until `max_chars` characters have passed, the last one cut."""
+def _pieces(texts: Iterable[str], max_chars: int | None, bar: tqdm[Any]) -> Iterator[str]:
+    """What the trainer counts words in, never much at once; the text with which `max_chars` are reached is cut."""
     left = max_chars
     for text in texts:
         if left is not None:
             text = text[:left]
             left -= len(text)
-        yield text
+        for portion in portions(checked(text)):
+            yield from parts(portion)
+        bar.update(len(text))
         if left == 0:
-            return
+            break
+    bar.set_description("merging pairs")
 
 
-def _checked(text: str) -> str:
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"text holds the lone surrogate {text[error.start]!a} at character {error.start}, which "
-                             "is no character: read the file with errors='replace', or drop it") from None
-    return text
+def _bar(max_chars: int | None, progress: bool) -> tqdm[Any]:
+    from tqdm import tqdm
 
-
-def _pieces(text: str) -> list[str]:
-    """`text` with its runs of whitespace cut where they are longer than MAX_RUN.
-
-    A run that long covers a whole block of half that length, so looking at the blocks is enough for almost any text.
-    """
-    block = MAX_RUN // 2
-    if not any(_BLANK.fullmatch(text, at, at + block) for at in range(0, len(text) - block + 1, block)):
-        return [text]
-    cuts = [at for run in _BLANK.finditer(text) for at in range(run.start() + MAX_RUN, run.end(), MAX_RUN)]
-    return [text[start:end] for start, end in itertools.pairwise([0, *cuts, len(text)])]
+    return tqdm(desc="counting words", total=max_chars, unit=" characters", unit_scale=True, mininterval=0.5,
+                disable=not progress)
 
 
 def _parents(word: bytes, ranks: dict[bytes, int]) -> tuple[int, int]:
