@@ -26,7 +26,7 @@ def test_the_table_of_hardware_is_sound():
     for name, one in hardware.ACCELERATORS.items():
         assert hardware.accelerator(name) is one
         assert 5e13 < one.peak_flops < 5e15 and 2e10 < one.memory_bytes < 3e11 and 0.1 < one.usd_per_hour < 20
-        assert one.link < one.bandwidth < one.peak_flops and one.source
+        assert 1e10 < one.link < 1e12 and one.source
 
 
 @pytest.fixture
@@ -64,3 +64,6 @@ def test_a_broken_design_file_is_named(home: Path):
         file.write_text(text)
         with pytest.raises(ConfigError, match=r"design .*design.json: "):
             hardware.profile("smoke")
+    design = replace(PRESETS["nano"], depth=3, seq_len=128)
+    hardware.save_design(design, "smoke")    # a broken file is no obstacle to a new one
+    assert hardware.profile("smoke").train.model == design

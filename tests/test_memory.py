@@ -227,6 +227,6 @@ def test_bad_input_is_named():
     goldilocks = PRESETS["goldilocks"]
     for call in (lambda: sizing.kv_cache_bytes(goldilocks, context=0), lambda: sizing.memory(goldilocks, 0),
                  lambda: sizing.activation_bytes(goldilocks, 1, dtype="int8"),
-                 lambda: sizing.loss_bytes(goldilocks, 1, rows=-1)):
+                 lambda: sizing.loss_bytes(goldilocks, 1, rows=0), lambda: sizing.memory(goldilocks, 1, rows=0)):
         with pytest.raises(ConfigError, match=r"(context|batch_size|dtype|rows)=.*: use "):
             call()

@@ -29,8 +29,6 @@ class Accelerator:
     """Dense bfloat16 FLOP/s, sums in float32, no sparsity."""
     memory_bytes: float
     """As sold; a card reports some percent more, which its driver and allocator use up."""
-    bandwidth: float
-    """Bytes a second to its own memory."""
     link: float
     """Bytes a second to the other devices of its machine, in one direction, without an optional bridge."""
     usd_per_hour: float
@@ -42,17 +40,17 @@ RUNPOD = "RunPod, secure, on demand, in SkyPilot's catalogue of August 2026"
 _SHEET = "NVIDIA data sheet"
 
 ACCELERATORS: dict[str, Accelerator] = {
-    "B200": Accelerator(2250e12, 180e9, 8000e9, 900e9, 6.79, f"{_SHEET}, HGX"),
-    "H200": Accelerator(989e12, 141e9, 4800e9, 450e9, 4.59, f"{_SHEET}, SXM"),
-    "H100": Accelerator(989e12, 80e9, 3350e9, 450e9, 3.29, f"{_SHEET}, SXM"),
-    "H100 NVL": Accelerator(835e12, 94e9, 3900e9, 64e9, 3.19, f"{_SHEET}"),
-    "H100 PCIe": Accelerator(756e12, 80e9, 2000e9, 64e9, 2.89, f"{_SHEET}, PCIe"),
-    "A100": Accelerator(312e12, 80e9, 2039e9, 300e9, 1.59, f"{_SHEET}, SXM, 80 GB"),
-    "L40S": Accelerator(362e12, 48e9, 864e9, 32e9, 0.99, f"{_SHEET}"),
-    "L4": Accelerator(121e12, 24e9, 300e9, 32e9, 0.49, f"{_SHEET}"),
-    "A10G": Accelerator(70e12, 24e9, 600e9, 32e9, 1.01, "measured at 69.5e12; price of AWS g5.xlarge, June 2026"),
-    "RTX 4090": Accelerator(165.2e12, 24e9, 1008e9, 32e9, 0.74, "NVIDIA Ada whitepaper"),
-    "RTX 3090": Accelerator(71e12, 24e9, 936e9, 32e9, 0.50, "NVIDIA GA102 whitepaper"),
+    "B200": Accelerator(2250e12, 180e9, 900e9, 6.79, f"{_SHEET}, HGX"),
+    "H200": Accelerator(989e12, 141e9, 450e9, 4.59, f"{_SHEET}, SXM"),
+    "H100": Accelerator(989e12, 80e9, 450e9, 3.29, f"{_SHEET}, SXM"),
+    "H100 NVL": Accelerator(835e12, 94e9, 64e9, 3.19, _SHEET),
+    "H100 PCIe": Accelerator(756e12, 80e9, 64e9, 2.89, f"{_SHEET}, PCIe"),
+    "A100": Accelerator(312e12, 80e9, 300e9, 1.59, f"{_SHEET}, SXM, 80 GB"),
+    "L40S": Accelerator(362e12, 48e9, 32e9, 0.99, _SHEET),
+    "L4": Accelerator(121e12, 24e9, 32e9, 0.49, _SHEET),
+    "A10G": Accelerator(70e12, 24e9, 32e9, 1.01, "measured at 69.5e12; price of AWS g5.xlarge, June 2026"),
+    "RTX 4090": Accelerator(165.2e12, 24e9, 32e9, 0.74, "NVIDIA Ada whitepaper"),
+    "RTX 3090": Accelerator(71e12, 24e9, 32e9, 0.50, "NVIDIA GA102 whitepaper"),
 }
 """By the part of a device's name that tells it from all others."""
 _OTHER_MODELS = r"(?! (?:NVL|PCIe|Ti|D|SUPER|Laptop)\b)"
@@ -124,14 +122,19 @@ def profile(name: str | None = None) -> Profile:
     >>> profile("smoke").train.model.dim
     64
     """
+    chosen = _own(name)
+    if not chosen.design.is_file():
+        return chosen
+    return replace(chosen, train=_with_design(chosen, chosen.design.read_text(encoding="utf-8")))
+
+
+def _own(name: str | None) -> Profile:
+    """The profile as it is without a design of the reader's."""
     name = name or os.environ.get("TINYLIB_PROFILE") or ("gpu" if device().kind == "cuda" else "cpu")
     if name not in _PROFILES:
         raise ValueError(f"TINYLIB_PROFILE={name!r} is not a profile: use " + ", ".join(_PROFILES))
     chosen = _PROFILES[name]
-    train = replace(chosen.train, data=str(chosen.shards), run=str(chosen.runs / "untied"))
-    if chosen.design.is_file():
-        train = _with_design(train, chosen.design.read_text(encoding="utf-8"), chosen.design)
-    return replace(chosen, train=train)
+    return replace(chosen, train=replace(chosen.train, data=str(chosen.shards), run=str(chosen.runs / "untied")))
 
 
 def save_design(config: GPTConfig, profile_name: str | None = None) -> Path:
@@ -140,22 +143,23 @@ def save_design(config: GPTConfig, profile_name: str | None = None) -> Path:
     Delete the file to go back to the profile's own.  Raises ConfigError for a tied model, for the course compares with
     that later, and where the profile's batch does not suit it.
     """
-    chosen = profile(profile_name)
+    chosen = _own(profile_name)
     rules.refuse(f"design {chosen.design}", ["tied=True comes last in the course, in notebook 06: use tied=False"]
                  if config.tied else [])
-    _with_design(chosen.train, to_json(config), chosen.design)
+    _with_design(chosen, to_json(config))
     chosen.design.parent.mkdir(parents=True, exist_ok=True)
     chosen.design.write_text(to_json(config) + "\n", encoding="utf-8")
     return chosen.design
 
 
-def _with_design(train: TrainConfig, text: str, file: Path) -> TrainConfig:
+def _with_design(chosen: Profile, text: str) -> TrainConfig:
+    """The run of a profile with the model that `text` holds."""
     try:
-        return replace(train, model=from_json(GPTConfig, text))
+        return replace(chosen.train, model=from_json(GPTConfig, text))
     except ConfigError as error:
-        raise ConfigError(f"design {file}", error.problems) from None
+        raise ConfigError(f"design {chosen.design}", error.problems) from None
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"design {file}", [f"{error}, so it holds no model: delete it"]) from None
+        raise ConfigError(f"design {chosen.design}", [f"{error}, so it holds no model: delete it"]) from None
 
 
 _PROFILES: dict[str, Profile] = {
@@ -198,7 +202,7 @@ def accelerator(name: str) -> Accelerator | None:
     (989000000000000.0, None, None)
     """
     return next((found for part, found in ACCELERATORS.items()
-                 if re.search(rf"(?<!\w){part}(?![\w]){_OTHER_MODELS}", name)), None)
+                 if re.search(rf"\b{part}\b{_OTHER_MODELS}", name)), None)
 
 
 def dtype(device: Device) -> tuple[Literal["float32", "bfloat16"], str]:

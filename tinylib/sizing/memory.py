@@ -107,7 +107,8 @@ def loss_bytes(config: GPTConfig, batch_size: int, context: int | None = None, r
     >>> [loss_bytes(PRESETS["goldilocks"], 8, rows=rows) // 2**20 for rows in (None, 256)]
     [6192, 240]
     """
-    rules.refuse("loss_bytes", [rules.whole("batch_size", batch_size), rows and rules.whole("rows", rows)])
+    rules.refuse("loss_bytes", [rules.whole("batch_size", batch_size),
+                                None if rows is None else rules.whole("rows", rows)])
     tokens = batch_size * context_of(config, context)
     if rows is None:
         copies, rows = (3 if config.softcap is None else 4), tokens
@@ -157,7 +158,8 @@ def memory(config: GPTConfig, device_batch_size: int, context: int | None = None
     >>> memory(PRESETS["micro"], device_batch_size=8, context=256).total // 2**20
     163
     """
-    rows = rows or chunk_rows(config.vocab_size, "cpu" if dtype == "float32" else "cuda")
+    if rows is None:
+        rows = chunk_rows(config.vocab_size, "cpu" if dtype == "float32" else "cuda")
     return Memory(weight_bytes(config), weight_bytes(config), optimizer_bytes(config),
                   activation_bytes(config, device_batch_size, context, dtype, recompute),
                   loss_bytes(config, device_batch_size, context, rows), update_bytes(config, dtype),

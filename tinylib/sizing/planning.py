@@ -239,7 +239,7 @@ def plan(config: GPTConfig, tokens: int | None = None, budget: str = "all", tota
         *(rules.whole(name, value) for name, value in counts.items() if value is not None or name not in may_lack),
         rules.number("mfu", share, 0, 1, above=True), rules.choice("recompute", recompute, (True, False)),
         rules.number("characters_per_token", characters_per_token, 0, above=True),
-        usd_per_device_hour and rules.number("usd_per_device_hour", usd_per_device_hour, 0)])
+        None if usd_per_device_hour is None else rules.number("usd_per_device_hour", usd_per_device_hour, 0)])
     micro = _micro_batch(config, total_batch_size, device_batch_size, nproc_per_node * nnodes, device, recompute)
     price = ACCELERATORS[device].usd_per_hour if usd_per_device_hour is None else usd_per_device_hour
     return Plan(config, token_budget(config, budget) if tokens is None else tokens, total_batch_size, micro, recompute,
