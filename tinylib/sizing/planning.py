@@ -267,7 +267,8 @@ def plans(config: GPTConfig, devices: Sequence[str] = tuple(ACCELERATORS), nproc
           **settings: Any) -> pd.DataFrame:
     """The plan on each of `devices`, a row each; `settings` are further parameters of `plan`.
 
-    Where the activations do not fit they are recomputed; where the model does not fit at all the row says so.
+    Where the activations do not fit they are recomputed; where the model does not fit at all the row says so.  Raises
+    ConfigError as `plan` does.
 
     >>> from tinylib.config import PRESETS
     >>> plans(PRESETS["nanochat-d32"], ["H100", "RTX 4090"])["micro-batch"].tolist()
@@ -275,6 +276,7 @@ def plans(config: GPTConfig, devices: Sequence[str] = tuple(ACCELERATORS), nproc
     """
     import pandas as pd
 
+    rules.refuse("plans", [rules.choice("devices", device, ACCELERATORS) for device in devices])
     rows = {}
     for device in devices:
         found = _first_that_fits(config, device, nproc_per_node, nnodes, settings)
@@ -291,11 +293,9 @@ def plans(config: GPTConfig, devices: Sequence[str] = tuple(ACCELERATORS), nproc
 def _first_that_fits(config: GPTConfig, device: str, nproc_per_node: int, nnodes: int,
                      settings: dict[str, Any]) -> Plan | None:
     """The plan on `device`, without or else with recomputation; None where memory is too small for both."""
-    most = {recompute: largest_batch(config, ACCELERATORS[device].memory_bytes, recompute=recompute)
-            for recompute in (False, True)} if device in ACCELERATORS else {False: 1}
     asked = settings.get("device_batch_size") or 1
     for recompute in (False, True):
-        if most.get(recompute, 0) >= asked:
+        if largest_batch(config, ACCELERATORS[device].memory_bytes, recompute=recompute) >= asked:
             return plan(config, nproc_per_node=nproc_per_node, nnodes=nnodes, device=device,
                         **settings | {"recompute": recompute})
     return None
