@@ -13,10 +13,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "tinylib"
-ORDER = ("rules", "config", "hardware", "rundir", "sizing", "plots", "corpus", "tokenizer", "shards", "model",
-         "optim", "checkpoint", "generate", "evaluate", "tasks", "world", "train", "launch", "experiments", "chat",
-         "export", "serve", "course", "exercises", "widgets", "flags", "__main__")
-TORCH_FREE = ("rules", "config", "hardware", "rundir", "sizing", "plots", "corpus", "tokenizer", "launch",
+ORDER = ("rules", "config", "hardware", "allocator", "rundir", "sizing", "plots", "corpus", "tokenizer", "shards",
+         "model", "optim", "checkpoint", "generate", "evaluate", "tasks", "world", "train", "launch", "experiments",
+         "chat", "export", "serve", "course", "exercises", "widgets", "flags", "__main__")
+TORCH_FREE = ("rules", "config", "hardware", "allocator", "rundir", "sizing", "plots", "corpus", "tokenizer", "launch",
               "experiments", "course", "exercises", "widgets", "flags", "__main__")
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 MODULES = [room for room in ORDER if (PACKAGE / f"{room}.py").is_file() or (PACKAGE / room).is_dir()]

@@ -171,7 +171,7 @@ def test_memory_that_training_frees_is_given_back():
     code = """
 import ctypes, os, sys
 from pathlib import Path
-from tinylib.tokenizer.allocator import frugal
+from tinylib.allocator import frugal
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 def resident():

@@ -17,10 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tinylib.config import GPTConfig, from_json, to_json
+from tinylib.config import GPTConfig, TrainConfig, from_json, to_json
 from tinylib.model import GPT
 from tinylib.optim import Optimizer
-from tinylib.rundir import write_folder
+from tinylib.rules import refuse
+from tinylib.rundir import plain, write_folder
 
 WEIGHTS, OPTIMIZER, CONFIG, LOOP, TOKENIZER = (
     "model.safetensors", "optimizer.safetensors", "config.json", "loop.json", "tokenizer")
@@ -77,17 +78,35 @@ def load_weights(model: GPT, folder: str | Path) -> None:
             weight.copy_(stored[name])
 
 
-def load_training(folder: str | Path, model: GPT, optimizer: Optimizer) -> dict[str, Any]:
-    """Weights and optimizer state of a checkpoint into place; returns what `save` was given as `loop`."""
-    folder = Path(folder)
+def load_training(folder: str | Path, model: GPT, optimizer: Optimizer) -> None:
+    """Weights and optimizer state of a checkpoint into place."""
     load_weights(model, folder)
-    optimizer.load_state(load_file(folder / OPTIMIZER))
-    return read_loop(folder)
+    optimizer.load_state(load_file(Path(folder) / OPTIMIZER))
 
 
 def read_loop(folder: str | Path) -> dict[str, Any]:
     """What `save` was given as `loop`."""
     return dict(json.loads((Path(folder) / LOOP).read_text(encoding="utf-8")))
+
+
+_FREE = ("data", "run", "device", "device_batch_size", "dtype", "compile", "recompute", "eval_every", "eval_tokens",
+         "save_every", "keep")
+"""Fields that may change on resume: they alter neither the batches nor, but for rounding, the updates."""
+
+
+def refuse_another_run(loop: dict[str, Any], config: TrainConfig, data: str, dtype: str) -> None:
+    """Raise ConfigError, with both values, unless `config` goes on with the run whose `loop` a checkpoint holds.
+
+    The recipe must be the same, and the fingerprint of the `data`; so must the precision, which is `dtype` here, unless
+    `config` asks for another by name.
+    """
+    old, new = {**loop["train"], "shards": loop["data"]}, {**plain(config), "shards": data}
+    wrong = [f"{name} was {old.get(name)!r} and is {new[name]!r}: resume with the value the run began with, or start a "
+             "new run" for name in new if name not in _FREE and old.get(name) != new[name]]
+    if config.dtype == "auto" and dtype != loop["dtype"]:
+        wrong.append(f"dtype was {loop['dtype']!r} and is {dtype!r} on this machine: resume on one like the first, or "
+                     f"accept the change with dtype={dtype!r}")
+    refuse("TrainConfig", wrong)
 
 
 def _shape(tensor: Tensor | None) -> tuple[int, ...] | str:

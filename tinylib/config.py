@@ -17,10 +17,11 @@ from tinylib.rules import ConfigError, either, neighbours
 
 Role = Literal["embedding", "unembedding", "tied", "matrix"]
 DeviceKind = Literal["auto", "cpu", "cuda", "mps"]
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+MatrixOptimizer = Literal["muon", "adamw"]
 Switch = Literal["auto", "on", "off"]
 _CHOICES = {"device": get_args(DeviceKind), "dtype": get_args(Precision), "compile": get_args(Switch),
-            "recompute": (True, False)}
+            "matrix_optimizer": get_args(MatrixOptimizer), "recompute": (True, False)}
 Config = TypeVar("Config", "GPTConfig", "TrainConfig")
 
 
@@ -143,7 +144,9 @@ class TrainConfig:
     tied_lr: float = 0.004
     """Learning rate of the one table of a tied model, which must serve both roles."""
     matrix_lr: float = 0.02
-    """Learning rate of Muon."""
+    """Learning rate of the matrices of the blocks."""
+    matrix_optimizer: MatrixOptimizer = "muon"
+    """What trains the matrices; "adamw" wants a `matrix_lr` about a tenth as large."""
     adam_betas: tuple[float, float] = (0.8, 0.95)
     adam_eps: float = 1e-10
     muon_momentum: float = 0.95
@@ -163,11 +166,11 @@ class TrainConfig:
     save_every: int | None = 250
     """Steps between checkpoints; None saves at the end only."""
     keep: int = 2
-    """How many of the newest checkpoints stay on disk."""
+    """How many of the newest checkpoints stay on disk; beside them stays the one with the fewest bits per byte."""
 
     device: DeviceKind = "auto"
     dtype: Precision = "auto"
-    """Precision of the matrix products; weights and optimizer state are float32 in any case."""
+    """Precision of the matrix products, "auto" what the device is fast in; weights and optimizer state are float32."""
     compile: Switch = "auto"
     recompute: bool = False
     """Whether activations are computed again in the backward pass, not kept: less memory, up to a third more time."""

@@ -205,15 +205,39 @@ def accelerator(name: str) -> Accelerator | None:
                  if re.search(rf"\b{part}\b{_OTHER_MODELS}", name)), None)
 
 
-def dtype(device: Device) -> tuple[Literal["float32", "bfloat16"], str]:
-    """The precision of matrix products on `device`, and the reason for it."""
+def dtype(device: Device) -> tuple[Literal["float32", "bfloat16", "float16"], str]:
+    """The precision of matrix products in which `device` trains fastest, and the reason for it."""
+    import torch
+
     if device.kind == "cuda":
+        generation = torch.cuda.get_device_capability()[0]
+        if generation >= 8:
+            return "bfloat16", f"{device.name} multiplies bfloat16 on its tensor cores"
+        if generation == 7:
+            return "float16", f"{device.name} has tensor cores for float16, not yet for bfloat16"
+        return "float32", f"{device.name} has no tensor cores"
+    if device.kind == "cpu" and getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"):
+        return "bfloat16", "this CPU multiplies bfloat16 on its AMX tiles"
+    return "float32", f"this {device.kind} is not reliably faster in bfloat16"
+
+
+def peak_memory_bytes(kind: str) -> int:
+    """Largest resident memory of this process so far; for "cuda" the largest that torch took of its current GPU."""
+    import psutil
+
+    if kind == "cuda":
         import torch
 
-        if torch.cuda.get_device_capability()[0] >= 8:
-            return "bfloat16", f"{device.name} multiplies bfloat16 on its tensor cores"
-        return "float32", f"{device.name} is older than Ampere and has no bfloat16 tensor cores"
-    return "float32", f"on {device.kind} bfloat16 is not reliably faster than float32"
+        return int(torch.cuda.max_memory_allocated())
+    status = Path("/proc/self/status")
+    if status.is_file():    # Linux; its getrusage would begin at the parent's size
+        return 1024 * int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())[0])
+    memory = psutil.Process().memory_info()
+    if hasattr(memory, "peak_wset"):    # Windows
+        return int(memory.peak_wset)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss    # macOS, in bytes
 
 
 def cores() -> int:

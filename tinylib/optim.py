@@ -1,4 +1,4 @@
-"""Who trains which tensor, and how fast: Muon for the matrices, AdamW for the tables, one schedule.
+"""Who trains which tensor, and how fast: Muon for the matrices, AdamW for the tables, one schedule, one loss scale.
 
 Groups come from the roles in `GPTConfig.tensors()`, never from shapes: a table never lands in Muon, and a tied table
 is one tensor in one group.
@@ -25,15 +25,15 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised: the update of a matrix has singular values near 1, whatever its gradient's were.
 
-    Matrices of one shape are orthogonalised as one batch, in float32 on a CPU and in bfloat16 on a GPU.  Among
-    several processes each takes its share of every batch; all of them end with the same weights and momenta.
+    Matrices of one shape are orthogonalised as one batch.  Among several processes each takes its share of every batch;
+    all of them end with the same weights and momenta.
 
     Source: Jordan 2024, https://kellerjordan.github.io/posts/muon; learning rate times √max(1, rows / columns).
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0,
-                 dtype: torch.dtype | None = None) -> None:
-        """`dtype` of the iteration; None takes float32 on a CPU and bfloat16 elsewhere."""
+                 dtype: torch.dtype = torch.float32) -> None:
+        """`dtype` is that of the iteration: the one in which the device multiplies fast will do."""
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self._dtype = dtype
         for group in self.param_groups:
@@ -55,7 +55,7 @@ class Muon(torch.optim.Optimizer):
         gradients = [weight.grad for weight in weights]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         nesterov_KMN = torch.stack(gradients).lerp_(torch.stack(buffers), momentum)
-        updates = _shared(nesterov_KMN, self._dtype or _iteration_dtype(nesterov_KMN)).unbind()
+        updates = _shared(nesterov_KMN, self._dtype).unbind()
         rows, columns = weights[0].shape
         if group["weight_decay"]:
             torch._foreach_mul_(weights, 1 - rate * group["weight_decay"])
@@ -95,10 +95,6 @@ def _shared(x_KMN: Tensor, dtype: torch.dtype) -> Tensor:
     return gathered[:count]
 
 
-def _iteration_dtype(x: Tensor) -> torch.dtype:
-    return torch.bfloat16 if x.is_cuda else torch.float32
-
-
 def _by_shape(weights: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     groups: dict[torch.Size, list[Tensor]] = defaultdict(list)
     for weight in weights:
@@ -129,7 +125,8 @@ def groups(config: TrainConfig) -> tuple[Group, ...]:
     width = (config.model.dim / 768) ** -0.5
     rates = {"embedding": config.embedding_lr * width, "unembedding": config.unembedding_lr * width,
              "tied": config.tied_lr * width, "matrix": config.matrix_lr}
-    return tuple(Group(role, "Muon" if role == "matrix" else "AdamW", rates[role], tuple(members))
+    makers = {"matrix": "Muon" if config.matrix_optimizer == "muon" else "AdamW"}
+    return tuple(Group(role, makers.get(role, "AdamW"), rates[role], tuple(members))
                  for role, members in names.items())
 
 
@@ -155,13 +152,14 @@ def muon_momentum(step: int, config: TrainConfig) -> float:
 class Optimizer:
     """Both optimizers and their schedule; its state is a flat dictionary of tensors under the weights' names."""
 
-    def __init__(self, model: GPT, config: TrainConfig) -> None:
+    def __init__(self, model: GPT, config: TrainConfig, dtype: torch.dtype = torch.float32) -> None:
+        """`dtype` is that of the matrix products of an update; weights and state are float32."""
         self._config = config
         self._names = {weight: name for name, weight in model.named_parameters()}
         weights = dict(model.named_parameters())
         self._parts: list[tuple[torch.optim.Optimizer, Group]] = []
         for group in groups(config):
-            self._parts.append((_make(group, [weights[name] for name in group.names], config), group))
+            self._parts.append((_make(group, [weights[name] for name in group.names], config, dtype), group))
 
     def step(self, step: int) -> float:
         """Update the weights from their gradients as the schedule wants at `step`; returns the rates' multiplier."""
@@ -192,8 +190,43 @@ class Optimizer:
                                            for key, value in found.items()}
 
 
-def _make(group: Group, weights: list[Tensor], config: TrainConfig) -> torch.optim.Optimizer:
+class LossScale:
+    """A factor on the loss that keeps the small gradients of float16 above its smallest number, 6e-8.
+
+    Where gradients overflow the factor is halved and the update left out; after `patience` good updates it doubles.
+    Other precisions have float32's range: for them it stays 1, and gradients that aren't finite are an error.
+
+    Source: Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740, section 3.2.
+
+    >>> scale = LossScale(torch.float16, first=4.0)
+    >>> scale.update(finite=False), scale.value
+    (False, 2.0)
+    """
+
+    def __init__(self, dtype: torch.dtype, first: float = 2.0**16, patience: int = 2000) -> None:
+        self.scales = dtype == torch.float16
+        self.value = first if self.scales else 1.0
+        self.good = 0
+        """Good updates since the factor last changed."""
+        self._patience = patience
+
+    def update(self, finite: bool) -> bool:
+        """Take in whether the gradients are finite; returns whether they may be used.
+
+        Raises FloatingPointError where no scale would help.
+        """
+        if not finite and self.value <= 1.0:
+            raise FloatingPointError("gradients are not finite")
+        self.good = self.good + 1 if finite else 0
+        if not finite:
+            self.value /= 2
+        elif self.scales and self.good % self._patience == 0:
+            self.value *= 2
+        return finite
+
+
+def _make(group: Group, weights: list[Tensor], config: TrainConfig, dtype: torch.dtype) -> torch.optim.Optimizer:
     if group.optimizer == "Muon":
-        return Muon(weights, lr=group.lr, momentum=config.muon_momentum, weight_decay=config.weight_decay)
+        return Muon(weights, lr=group.lr, momentum=config.muon_momentum, weight_decay=config.weight_decay, dtype=dtype)
     return torch.optim.AdamW(weights, lr=group.lr, betas=config.adam_betas, eps=config.adam_eps, weight_decay=0.0,
                              fused=True)

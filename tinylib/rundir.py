@@ -134,14 +134,18 @@ class RunDirectory:
             file.write(json.dumps(record) + "\n")
 
     def truncate_metrics(self, step: int) -> None:
-        """Drop what was recorded after `step`, and the summary of an earlier end, before a run resumes from there."""
-        kept = [record for record in self.records()
-                if record["kind"] == "header" or (record["kind"] != "summary" and record["step"] <= step)]
+        """Drop what was recorded after the checkpoint of `step` was written, before a run resumes from there.
+
+        So the summary of an earlier end is dropped, and the evaluation of `step` itself, which comes after saving.
+        """
+        kept = [record for record in self.records() if record["kind"] == "header"
+                or (record["kind"] == "step" and record["step"] <= step)
+                or (record["kind"] == "eval" and record["step"] < step)]
         write_text(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
 
-    def keep_newest(self, count: int) -> None:
-        """Remove all but the newest `count` checkpoints."""
-        for step in self.saved_steps()[:-count]:
+    def prune(self, count: int) -> None:
+        """Remove all checkpoints but the newest `count` and the best."""
+        for step in set(self.saved_steps()[:-count]) - {self.best_step()}:
             shutil.rmtree(self.checkpoint_path(step))
 
     # Readers
@@ -215,6 +219,12 @@ class RunDirectory:
             return []
         names = [re.fullmatch(r"step_(\d+)", folder.name) for folder in self.checkpoints.iterdir()]
         return sorted(int(name[1]) for name in names if name)
+
+    def best_step(self) -> int | None:
+        """The step with the fewest bits per byte on the validation text, of those saved and evaluated."""
+        saved = set(self.saved_steps())
+        scores = {record["step"]: record["val_bpb"] for record in self.records() if record["kind"] == "eval"}
+        return min(saved & scores.keys(), key=lambda step: scores[step], default=None)
 
     def checkpoint(self, step: int | None = None) -> Path:
         """Folder of the checkpoint at `step`, the newest by default; FileNotFoundError if there is none."""

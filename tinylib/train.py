@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
 from tinylib import checkpoint, hardware, sizing
-from tinylib.config import ConfigError, TrainConfig
+from tinylib.allocator import hoarding
+from tinylib.config import TrainConfig
 from tinylib.evaluate import score
 from tinylib.model import GPT
-from tinylib.optim import Optimizer
+from tinylib.optim import LossScale, Optimizer
 from tinylib.rundir import RunDirectory, plain
 from tinylib.shards import Loader, open_splits
 from tinylib.world import World, join, stop_signals
@@ -64,15 +64,16 @@ def train(config: TrainConfig, resume: bool = False) -> Summary:
         raise ValueError(f"run={config.run!r} already holds a run: resume it, or choose another name")
     if int(os.environ.get("RANK", "0")) == 0:
         directory.forget_errors()    # before the ranks meet, so that none of this start is lost
-    with join(config.device) as world:
+    with hoarding(), join(config.device) as world:
         directory.create({"train": plain(config), "world_size": world.size} if world.rank == 0 else None)
         directory.write_pid(f"rank{world.rank}")
         try:
             return _Loop(config, world, directory, resume).run()
         except BaseException as error:
-            directory.write_error(world.rank, traceback.format_exc())
-            if world.rank == 0:
-                directory.write_status("failed", error=f"{type(error).__name__}: {error}")
+            with suppress(OSError):    # a full disk must not hide what went wrong
+                directory.write_error(world.rank, traceback.format_exc())
+                if world.rank == 0:
+                    directory.write_status("failed", error=f"{type(error).__name__}: {error}")
             raise
         finally:
             directory.forget_pid(f"rank{world.rank}")    # a notebook that trained lives on, its run doesn't
@@ -89,14 +90,17 @@ class _Loop:
         self.accumulation = sizing.plan_batch(config.total_batch_size, config.device_batch_size, shape.seq_len,
                                               world.size)
         self.shards, self.validation = open_splits(config.data, shape.vocab_size)
-        self.dtype = _dtype(config)
+        self.device = hardware.device(world.device.type)
+        self.dtype, self.dtype_reason = (hardware.dtype(self.device) if config.dtype == "auto" else
+                                         (config.dtype, "as asked for"))
         self.model = GPT(shape, config.seed).to(world.device)
         self.model.recompute = config.recompute
-        self.optimizer = Optimizer(self.model, config)
+        self.optimizer = Optimizer(self.model, config, getattr(torch, self.dtype))
         self.gradient = _flat_gradient(self.model)
-        self.step = self._resume() if resume else 0
+        self.scale = LossScale(getattr(torch, self.dtype))
         self.losses: list[float] = []
         self.step_s: list[float] = []
+        self.step = self._resume() if resume else 0
         self.header = self._header()
         if world.rank == 0:
             directory.append_metrics(self.header)
@@ -104,6 +108,8 @@ class _Loop:
     def run(self) -> Summary:
         """Take the remaining steps; save, then evaluate, where the configuration says so."""
         self.say("running", step=self.step)
+        if 0 < self.step < self.config.steps and _due(self.step, self.config.eval_every):
+            self._evaluate()    # what comes after saving is done again
         with stop_signals() as stop_asked, self._batches(self.config.steps) as batches:
             while self.step < self.config.steps:
                 stopping = self._step(batches, stop_asked())
@@ -131,18 +137,26 @@ class _Loop:
         tally = torch.tensor([loss, float(stop_asked)], dtype=torch.float64)
         self.gradient.copy_(self.world.total(self.gradient))
         loss, stops = self.world.total(tally).tolist()
-        norm = float(self.gradient.norm())
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise FloatingPointError(f"loss={loss}, gradient norm={norm} at step {self.step + 1} (batch {self.step} of "
-                                     f"seed {self.config.seed}): lower the learning rates; whole checkpoints: "
-                                     f"{self.directory.saved_steps() or 'none'}")
-        if self.config.grad_clip is not None and norm > self.config.grad_clip:
-            self.gradient.mul_(self.config.grad_clip / norm)
-        multiplier = self.optimizer.step(self.step)
+        multiplier, norm = self._update(loss)
         self.gradient.zero_()
         self.step += 1
         self._record(loss, norm, multiplier, time.perf_counter() - began, data_s)
         return stops > 0
+
+    def _update(self, loss: float) -> tuple[float, float]:
+        """Change the weights by the gradient of a batch; returns the rates' multiplier, 0 if left out, and its norm."""
+        scale, clip = self.scale.value, self.config.grad_clip
+        norm = float(self.gradient.norm()) / scale
+        try:
+            usable = self.scale.update(math.isfinite(loss) and math.isfinite(norm))
+        except FloatingPointError:
+            raise FloatingPointError(f"loss={loss}, gradient norm={norm} at step {self.step + 1} (batch {self.step} of "
+                                     f"seed {self.config.seed}): lower the learning rates; whole checkpoints: "
+                                     f"{self.directory.saved_steps() or 'none'}") from None
+        factor = min(1.0, clip / norm if clip and norm else 1.0) / scale
+        if factor != 1.0:
+            self.gradient.mul_(factor)
+        return (self.optimizer.step(self.step) if usable else 0.0), norm
 
     def _accumulate(self, batches: Loader) -> tuple[float, float]:
         """Add up this rank's share of the batch's loss and gradient; returns the loss and the seconds spent on data."""
@@ -153,9 +167,9 @@ class _Loop:
             began = time.perf_counter()
             x_BT, y_BT = (tensor.to(device, non_blocking=tensor.is_pinned()) for tensor in next(batches))
             data_s += time.perf_counter() - began
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
+            with torch.autocast(device.type, getattr(torch, self.dtype), enabled=self.dtype != "float32"):
                 loss = self.model(x_BT, y_BT, reduction="sum") / targets
-            loss.backward()
+            (loss * self.scale.value).backward()
             loss_sum += loss.detach()
         return float(loss_sum), data_s
 
@@ -179,14 +193,16 @@ class _Loop:
         if self.world.rank == 0:
             self.directory.append_metrics({"kind": "eval", "step": self.step, "val_bpb": result.bits_per_byte,
                                            "val_loss": result.loss, "time_s": time.time()})
+            self.directory.prune(self.config.keep)
         return result.bits_per_byte
 
     def _save(self) -> None:
         if self.world.rank == 0:
-            loop = {"step": self.step, "train": plain(self.config), "data": self.shards.fingerprint}
+            loop = {"step": self.step, "train": plain(self.config), "data": self.shards.fingerprint,
+                    "dtype": self.dtype, "loss_scale": [self.scale.value, self.scale.good]}
             checkpoint.save(self.directory.checkpoint_path(self.step), self.model, self.optimizer, loop,
                             Path(self.config.data) / "tokenizer")
-            self.directory.keep_newest(self.config.keep)
+            self.directory.prune(self.config.keep)
 
     def _resume(self) -> int:
         """Load the newest checkpoint on every rank, after making sure that it is of this very run."""
@@ -194,8 +210,12 @@ class _Loop:
             step = 0
         else:
             folder = self.directory.checkpoint()
-            _same_run(checkpoint.read_loop(folder), self.config, self.shards.fingerprint)
-            step = int(checkpoint.load_training(folder, self.model, self.optimizer)["step"])
+            loop = checkpoint.read_loop(folder)
+            checkpoint.refuse_another_run(loop, self.config, self.shards.fingerprint, self.dtype)
+            checkpoint.load_training(folder, self.model, self.optimizer)
+            step, (self.scale.value, self.scale.good) = int(loop["step"]), loop["loss_scale"]
+            self.losses = [record["loss"] for record in self.directory.records()
+                           if record["kind"] == "step" and record["step"] <= step]
         if self.world.rank == 0:
             self.directory.truncate_metrics(step)
         return step
@@ -206,7 +226,8 @@ class _Loop:
         middle = sorted(self.step_s)[len(self.step_s) // 2] if self.step_s else math.nan
         summary = Summary(state, self.step, sum(tail) / len(tail) if tail else math.nan, val_bpb,
                           self.step * self.config.total_batch_size, self.config.total_batch_size / middle, seconds,
-                          sum(weight.numel() for weight in self.model.parameters()), _peak_memory(self.world.device))
+                          sum(weight.numel() for weight in self.model.parameters()),
+                          hardware.peak_memory_bytes(self.world.device.type))
         if self.world.rank == 0:
             self.directory.append_metrics({"kind": "summary", **asdict(summary)})
             self.say(state, step=self.step, val_bpb=val_bpb)
@@ -218,16 +239,18 @@ class _Loop:
             self.directory.write_status(state, steps=self.config.steps, world_size=self.world.size, **facts)
 
     def _header(self) -> dict[str, Any]:
-        found = hardware.device(self.world.device.type)
         compiled, reason = self._compile()
+        if self.world.rank == 0:
+            print(f"{self.world.size} × {self.device.kind} ({self.device.name}); {self.dtype}: {self.dtype_reason}; "
+                  f"{reason}", flush=True)
         return {"kind": "header", "step": self.step, "time_s": time.time(), "world_size": self.world.size,
-                "accumulation": self.accumulation, "device": found.name, "peak_flops": found.peak_flops,
-                "dtype": self.dtype, "compiled": compiled, "compile_reason": reason}
+                "accumulation": self.accumulation, "device": self.device.name, "peak_flops": self.device.peak_flops,
+                "dtype": self.dtype, "dtype_reason": self.dtype_reason, "compiled": compiled, "compile_reason": reason}
 
     def _compile(self) -> tuple[bool, str]:
         """Compile the model if asked to, on a batch whose gradient is thrown away; "auto" goes on without."""
         if self.config.compile == "off":
-            return False, "compile=off"
+            return False, "not compiled, as asked for"
         if self.config.compile == "auto" and self.world.device.type == "mps":
             return False, "torch.compile is not reliable on MPS"
         if self.config.compile == "auto" and self.world.device.type == "cpu" and not hardware.can_compile()[0]:
@@ -255,35 +278,5 @@ def _flat_gradient(model: GPT) -> Tensor:
     return flat
 
 
-def _dtype(config: TrainConfig) -> str:
-    return hardware.dtype(hardware.device(config.device))[0] if config.dtype == "auto" else config.dtype
-
-
 def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
-
-
-_FREE = ("data", "run", "device", "device_batch_size", "dtype", "compile", "recompute", "eval_every", "eval_tokens",
-         "save_every", "keep")
-"""Fields that may change on resume: they alter neither the batches nor the updates."""
-
-
-def _same_run(loop: dict[str, Any], config: TrainConfig, data: str) -> None:
-    """Refuse to resume another run: the recipe and the data must be those of the checkpoint."""
-    old, new = {**loop["train"], "shards": loop["data"]}, {**plain(config), "shards": data}
-    wrong = [f"{name} was {old.get(name)!r} and is {new[name]!r}" for name in new
-             if name not in _FREE and old.get(name) != new[name]]
-    if wrong:
-        raise ConfigError("TrainConfig", [f"{problem}: resume with the value the run began with, or start a new run"
-                                          for problem in wrong])
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    memory = psutil.Process().memory_info()
-    if hasattr(memory, "peak_wset"):    # Windows
-        return int(memory.peak_wset)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

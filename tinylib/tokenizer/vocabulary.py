@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinylib import hardware, rules, rundir
-from tinylib.tokenizer.allocator import frugal
+from tinylib.allocator import frugal
 from tinylib.tokenizer.cutting import PATTERN, PLAIN, batched, checked, parts, portions
 
 if TYPE_CHECKING:
