@@ -272,14 +272,14 @@ class _ChunkedLoss(torch.autograd.Function):
         dx_RD, dtable_VD = torch.empty_like(x_RD), torch.zeros_like(table_VD)
         cast_VD = table_VD.to(x_RD.dtype)
         for x, y, dx in zip(x_RD.split(chunk_rows), y_R.split(chunk_rows), dx_RD.split(chunk_rows), strict=True):
-            loss, dlogits = kernel((x @ cast_VD.T).float(), y, cap)
-            dlogits = dlogits.to(x.dtype)
+            loss, dlogits = kernel(x @ cast_VD.T, y, cap)
             total += loss
             torch.mm(dlogits, cast_VD, out=dx)
             if x.dtype == dtable_VD.dtype:
                 dtable_VD.addmm_(dlogits.T, x)
             else:
                 dtable_VD += dlogits.T @ x
+            del dlogits    # before the next ones come
         ctx.save_for_backward(dx_RD, dtable_VD)
         return total
 
@@ -291,24 +291,28 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def loss_and_gradient(logits_RV: Tensor, y_R: Tensor, cap: float | None) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy of R rows of raw logits and its gradient [R, V] with respect to them.
+    """Summed cross-entropy, in float32, of R rows of raw logits and its gradient [R, V] with respect to them.
 
     With z = cap·tanh(logits / cap) the gradient is (softmax(z) - onehot(y))·(1 - tanh²).  Softcapped logits are
     bounded, so their exponentials are summed as they are; tanh is taken from the exponential, the one function of
     the kind that a CPU computes fast.  Where logits aren't bounded, the largest of a row is subtracted first.
+    Two tensors of the size of the logits are made and changed in place; the conversions from and to the precision of
+    the logits are in here, for compiled they cost no pass of their own.
     """
     counts_R1 = (y_R >= 0)[:, None]
     index_R1 = y_R.clamp(min=0)[:, None]
-    tanh_RV = None if cap is None else 1 - 2 / (torch.exp(logits_RV * (2 / cap)) + 1)
-    z_RV = logits_RV if tanh_RV is None else cap * tanh_RV
-    if cap is None or cap > 50:
-        z_RV = z_RV - z_RV.amax(1, keepdim=True)
-    exp_RV = torch.exp(z_RV)
+    if cap is None:
+        z_RV, slope_RV = logits_RV - logits_RV.amax(1, keepdim=True).float(), None
+    else:
+        tanh_RV = (logits_RV.float() * (2 / cap)).exp_().add_(1).reciprocal_().mul_(-2).add_(1)
+        z_RV, slope_RV = tanh_RV * cap, tanh_RV.square_().neg_().add_(1)
+        if cap > 50:
+            z_RV.sub_(z_RV.amax(1, keepdim=True))
+    target_R1 = z_RV.gather(1, index_R1)
+    exp_RV = z_RV.exp_()
     sum_R1 = exp_RV.sum(1, keepdim=True)
-    loss = torch.where(counts_R1, sum_R1.log() - z_RV.gather(1, index_R1), 0.0).sum()
-    gradient_RV = exp_RV * (counts_R1 / sum_R1)
-    slope_R1 = torch.ones_like(sum_R1)
-    if tanh_RV is not None:
-        gradient_RV = gradient_RV * (1 - tanh_RV.square())
-        slope_R1 = 1 - tanh_RV.gather(1, index_R1).square()
-    return loss, gradient_RV.scatter_add(1, index_R1, -slope_R1 * counts_R1)
+    loss = torch.where(counts_R1, sum_R1.log() - target_R1, 0.0).sum()
+    gradient_RV, one_R1 = exp_RV.mul_(counts_R1 / sum_R1), counts_R1.float()
+    if slope_RV is not None:
+        gradient_RV, one_R1 = gradient_RV.mul_(slope_RV), slope_RV.gather(1, index_R1) * counts_R1
+    return loss, gradient_RV.scatter_add_(1, index_R1, -one_R1).to(logits_RV.dtype)

@@ -179,15 +179,13 @@ class Optimizer:
                 for key, value in values.items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take up a state that `state` returned; raises KeyError where a tensor is missing."""
-        for optimizer, _ in self._parts:
-            for weight in optimizer.param_groups[0]["params"]:
-                prefix = f"{self._names[weight]}/"
-                found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-                if not found:
-                    raise KeyError(f"no optimizer state for {prefix[:-1]}: the checkpoint is of another model")
-                optimizer.state[weight] = {key: value.to(value.device if key == "step" else weight.device)
-                                           for key, value in found.items()}
+        """Copy in a state that `state` returned; raises KeyError where a tensor is missing."""
+        own = self.state()
+        missing = sorted(own.keys() - state.keys())
+        if missing:
+            raise KeyError(f"no optimizer state for {', '.join(missing)}: the checkpoint is of another model")
+        for name, value in own.items():
+            value.copy_(state[name])
 
 
 class LossScale:
@@ -228,5 +226,9 @@ class LossScale:
 def _make(group: Group, weights: list[Tensor], config: TrainConfig, dtype: torch.dtype) -> torch.optim.Optimizer:
     if group.optimizer == "Muon":
         return Muon(weights, lr=group.lr, momentum=config.muon_momentum, weight_decay=config.weight_decay, dtype=dtype)
-    return torch.optim.AdamW(weights, lr=group.lr, betas=config.adam_betas, eps=config.adam_eps, weight_decay=0.0,
-                             fused=True)
+    adamw = torch.optim.AdamW(weights, lr=group.lr, betas=config.adam_betas, eps=config.adam_eps, weight_decay=0.0,
+                              fused=True)
+    for weight in weights:    # by itself it begins at the first update, which float16 may leave out before a checkpoint
+        adamw.state[weight] = {"step": torch.zeros((), device=weight.device),
+                               "exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
+    return adamw

@@ -117,14 +117,17 @@ class RunDirectory:
         """Record why the process of `rank` failed; the earliest of these is the cause, the others follow from it."""
         write_json(self.logs / f"rank{rank}.error.json", {"rank": rank, "time_s": time.time(), "traceback": traceback})
 
-    def forget_errors(self) -> None:
-        """Drop the errors of an earlier start."""
-        for file in self.logs.glob("rank*.error.json"):
+    def sweep(self) -> None:
+        """Drop what an earlier start left behind: errors, pids of processes that are gone, what was half written."""
+        gone = self.processes().keys() - self.alive().keys()
+        for file in (*self.logs.glob("rank*.error.json"), *(self.pids / f"{role}.json" for role in gone)):
             file.unlink(missing_ok=True)
+        for folder in (self.path, self.checkpoints, self.logs, self.pids):
+            _sweep(folder)
 
     def forget_start(self) -> None:
-        """Drop what the last start left, its status, pids and errors, before the run starts again."""
-        self.forget_errors()
+        """Drop what the last start left, its status too, before the run starts again."""
+        self.sweep()
         for file in (self.status_file, *self.pids.glob("*.json")):
             file.unlink(missing_ok=True)
 
@@ -146,7 +149,9 @@ class RunDirectory:
     def prune(self, count: int) -> None:
         """Remove all checkpoints but the newest `count` and the best."""
         for step in set(self.saved_steps()[:-count]) - {self.best_step()}:
-            shutil.rmtree(self.checkpoint_path(step))
+            part = _part(self.checkpoint_path(step))
+            self.checkpoint_path(step).replace(part)    # so that nobody ever finds half of it
+            shutil.rmtree(part)
 
     # Readers
 
@@ -186,23 +191,19 @@ class RunDirectory:
 
     def status(self) -> dict[str, Any]:
         """The state as rank 0 last wrote it; "lost" if the state says running and no process of the run is alive."""
-        if not self.status_file.is_file():
-            return {"state": "starting" if self.alive() else "lost"}
-        status = dict(json.loads(self.status_file.read_text(encoding="utf-8")))
+        nothing = {"state": "starting"}
+        status = _read_json(self.status_file) or nothing
         if status["state"] not in ENDED and not self.alive():
             # The last process may have ended between the two readings: what it wrote last is what counts.
-            status = dict(json.loads(self.status_file.read_text(encoding="utf-8")))
+            status = _read_json(self.status_file) or nothing
             if status["state"] not in ENDED:
                 status["state"] = "lost"
         return status
 
     def processes(self) -> dict[str, Process]:
         """Every recorded process by role, alive or not."""
-        found = {}
-        for file in sorted(self.pids.glob("*.json")):
-            record = json.loads(file.read_text(encoding="utf-8"))
-            found[file.stem] = Process(record["pid"], record["started_s"])
-        return found
+        found = {file.stem: _read_json(file) for file in sorted(self.pids.glob("*.json"))}
+        return {role: Process(record["pid"], record["started_s"]) for role, record in found.items() if record}
 
     def alive(self) -> dict[str, Process]:
         """The processes of this run that still run."""
@@ -210,8 +211,14 @@ class RunDirectory:
 
     def errors(self) -> list[dict[str, Any]]:
         """What ranks recorded when they failed (`rank`, `time_s`, `traceback`), the first failure first."""
-        found = [json.loads(file.read_text(encoding="utf-8")) for file in self.logs.glob("rank*.error.json")]
-        return sorted(found, key=lambda error: error["time_s"])
+        found = [_read_json(file) for file in self.logs.glob("rank*.error.json")]
+        return sorted(filter(None, found), key=lambda error: error["time_s"])
+
+    def vanished(self) -> dict[str, Process]:
+        """Ranks that ended without a word, as a killed process does: recorded, not alive, and no error of theirs."""
+        spoke = {f"rank{error['rank']}" for error in self.errors()}
+        return {role: process for role, process in self.processes().items()
+                if role.startswith("rank") and role not in spoke and not process.alive()}
 
     def saved_steps(self) -> list[int]:
         """Steps with a whole checkpoint, oldest first."""
@@ -244,6 +251,14 @@ def plain(config: Any) -> dict[str, Any]:
     return dict(json.loads(json.dumps(asdict(config))))
 
 
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """What lies at `path`; None if it is gone by now, as pids and errors may be at any moment."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON; the file appears whole or not at all."""
     write_text(path, json.dumps(value, indent=2) + "\n")
@@ -251,7 +266,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text`; the file appears whole or not at all, and a failure leaves the old one."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = _part(path)
     try:
         part.write_text(text, encoding="utf-8")
         part.replace(path)
@@ -267,8 +282,8 @@ def write_folder(path: Path) -> Iterator[Path]:
     A folder that lies at `path` is replaced.  What a killed process left behind is swept away by the next one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    _sweep(path.parent, glob.escape(path.name))
+    part = _part(path)
     part.mkdir()
     try:
         yield part
@@ -284,22 +299,37 @@ def write_folder(path: Path) -> Iterator[Path]:
 
 def replace_folder(part: Path, path: Path) -> None:
     """Move the folder `part`, once it is on the disk, to `path`, in the place of a folder that lies there."""
-    _sweep(path)
     _flush(part)
-    old = path.with_name(f".{path.name}.old.{os.getpid()}.part")
-    if path.exists():
-        path.replace(old)
-    part.replace(path)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        if path.exists():
+            path.replace(_part(path.with_name(f"{path.name}.old")))
+        part.replace(path)
+    finally:
+        _sweep(path.parent, glob.escape(path.name))    # the old one goes, or comes back
 
 
-def _sweep(path: Path) -> None:
-    """Remove what killed processes left of folders that were to lie at `path`."""
+def _part(path: Path) -> Path:
+    """Where this process writes what is to lie at `path`."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def _sweep(folder: Path, names: str = "*") -> None:
+    """Remove what dead processes, or earlier work of this one, left of what was to have one of the `names` in `folder`.
+
+    A folder that was moved aside for another one, which then never came, is put back.
+    """
     import psutil
 
-    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        if not psutil.pid_exists(int(stale.name.split(".")[-2])):
+    for stale in folder.glob(f".{names}.*.part"):
+        found = re.fullmatch(r"\.(.+?)(\.old)?\.(\d+)\.part", stale.name)
+        if not found or (int(found[3]) != os.getpid() and psutil.pid_exists(int(found[3]))):
+            continue
+        if found[2] and not (folder / found[1]).exists():
+            stale.replace(folder / found[1])
+        elif stale.is_dir():
             shutil.rmtree(stale, ignore_errors=True)
+        else:
+            stale.unlink(missing_ok=True)
 
 
 def _flush(folder: Path) -> None:

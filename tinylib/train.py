@@ -7,6 +7,7 @@ so that one sum over all ranks, of one flat tensor that always lies the same way
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import time
@@ -63,20 +64,37 @@ def train(config: TrainConfig, resume: bool = False) -> Summary:
     if directory.metrics_file.exists() and not resume:
         raise ValueError(f"run={config.run!r} already holds a run: resume it, or choose another name")
     if int(os.environ.get("RANK", "0")) == 0:
-        directory.forget_errors()    # before the ranks meet, so that none of this start is lost
+        directory.sweep()    # before the ranks meet, so that nothing of this start is lost
     with hoarding(), join(config.device) as world:
-        directory.create({"train": plain(config), "world_size": world.size} if world.rank == 0 else None)
-        directory.write_pid(f"rank{world.rank}")
         try:
+            directory.create()
+            directory.write_pid(f"rank{world.rank}")
             return _Loop(config, world, directory, resume).run()
         except BaseException as error:
-            with suppress(OSError):    # a full disk must not hide what went wrong
-                directory.write_error(world.rank, traceback.format_exc())
-                if world.rank == 0:
-                    directory.write_status("failed", error=f"{type(error).__name__}: {error}")
+            _record_failure(error, world, directory)
             raise
         finally:
             directory.forget_pid(f"rank{world.rank}")    # a notebook that trained lives on, its run doesn't
+
+
+def _record_failure(error: BaseException, world: World, directory: RunDirectory) -> None:
+    """Tell the run directory why this rank ends, as far as its disk lets it; a full one must not hide the error.
+
+    A run that had ended well and could not be resumed stays what it was.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        error.add_note("the disk is full: free some space and resume; whole checkpoints are untouched, of steps "
+                       f"{directory.saved_steps() or 'none'}")
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):    # pids of other machines say nothing here
+        for role, process in directory.vanished().items():
+            error.add_note(f"{role} (pid {process.pid}) is gone without a word: something outside killed it, such as "
+                           "a machine that ran out of memory")
+    with suppress(OSError):
+        directory.write_error(world.rank, "".join(traceback.format_exception(error)))
+    with suppress(OSError):
+        if world.rank == 0 and directory.status()["state"] not in ("finished", "stopped"):
+            reason = "; ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
+            directory.write_status("failed", error=reason)
 
 
 class _Loop:
@@ -84,7 +102,6 @@ class _Loop:
 
     def __init__(self, config: TrainConfig, world: World, directory: RunDirectory, resume: bool) -> None:
         self.config, self.world, self.directory = config, world, directory
-        self.say("starting", step=0)
         shape = config.model
         self.rows = config.total_batch_size // shape.seq_len
         self.accumulation = sizing.plan_batch(config.total_batch_size, config.device_batch_size, shape.seq_len,
@@ -93,6 +110,10 @@ class _Loop:
         self.device = hardware.device(world.device.type)
         self.dtype, self.dtype_reason = (hardware.dtype(self.device) if config.dtype == "auto" else
                                          (config.dtype, "as asked for"))
+        loop = self._resumable() if resume else None
+        if world.rank == 0:    # whatever had to be refused is refused: from here on the run directory is ours
+            directory.create({"train": plain(config), "world_size": world.size})
+        self.say("starting", step=loop["step"] if loop else 0)
         self.model = GPT(shape, config.seed).to(world.device)
         self.model.recompute = config.recompute
         self.optimizer = Optimizer(self.model, config, getattr(torch, self.dtype))
@@ -100,7 +121,9 @@ class _Loop:
         self.scale = LossScale(getattr(torch, self.dtype))
         self.losses: list[float] = []
         self.step_s: list[float] = []
-        self.step = self._resume() if resume else 0
+        self.step = self._resume(loop) if loop else 0
+        if world.rank == 0 and resume:
+            directory.truncate_metrics(self.step)
         self.header = self._header()
         if world.rank == 0:
             directory.append_metrics(self.header)
@@ -108,9 +131,9 @@ class _Loop:
     def run(self) -> Summary:
         """Take the remaining steps; save, then evaluate, where the configuration says so."""
         self.say("running", step=self.step)
-        if 0 < self.step < self.config.steps and _due(self.step, self.config.eval_every):
-            self._evaluate()    # what comes after saving is done again
         with stop_signals() as stop_asked, self._batches(self.config.steps) as batches:
+            if 0 < self.step < self.config.steps and _due(self.step, self.config.eval_every):
+                self._evaluate()    # what comes after saving is done again
             while self.step < self.config.steps:
                 stopping = self._step(batches, stop_asked())
                 last = self.step == self.config.steps
@@ -120,7 +143,7 @@ class _Loop:
                     return self._end("stopped", None)
                 if not last and _due(self.step, self.config.eval_every):
                     self._evaluate()
-        return self._end("finished", self._evaluate())
+            return self._end("finished", self._evaluate())
 
     def _batches(self, last: int) -> Loader:
         """This rank's micro-batches of the steps from here to `last`."""
@@ -150,9 +173,11 @@ class _Loop:
         try:
             usable = self.scale.update(math.isfinite(loss) and math.isfinite(norm))
         except FloatingPointError:
+            # A checkpoint of this very step holds the weights that did it.
+            good = [step for step in self.directory.saved_steps() if step < self.step]
             raise FloatingPointError(f"loss={loss}, gradient norm={norm} at step {self.step + 1} (batch {self.step} of "
-                                     f"seed {self.config.seed}): lower the learning rates; whole checkpoints: "
-                                     f"{self.directory.saved_steps() or 'none'}") from None
+                                     f"seed {self.config.seed}): lower the learning rates; the last good checkpoint is "
+                                     + (f"of step {good[-1]}" if good else "none")) from None
         factor = min(1.0, clip / norm if clip and norm else 1.0) / scale
         if factor != 1.0:
             self.gradient.mul_(factor)
@@ -204,20 +229,21 @@ class _Loop:
                             Path(self.config.data) / "tokenizer")
             self.directory.prune(self.config.keep)
 
-    def _resume(self) -> int:
-        """Load the newest checkpoint on every rank, after making sure that it is of this very run."""
+    def _resumable(self) -> dict[str, Any] | None:
+        """What the newest checkpoint says of its loop, if there is one and it is of this very run; changes nothing."""
         if not self.directory.saved_steps():
-            step = 0
-        else:
-            folder = self.directory.checkpoint()
-            loop = checkpoint.read_loop(folder)
-            checkpoint.refuse_another_run(loop, self.config, self.shards.fingerprint, self.dtype)
-            checkpoint.load_training(folder, self.model, self.optimizer)
-            step, (self.scale.value, self.scale.good) = int(loop["step"]), loop["loss_scale"]
-            self.losses = [record["loss"] for record in self.directory.records()
-                           if record["kind"] == "step" and record["step"] <= step]
-        if self.world.rank == 0:
-            self.directory.truncate_metrics(step)
+            return None
+        loop = checkpoint.read_loop(self.directory.checkpoint())
+        checkpoint.refuse_another_run(loop, self.config, self.shards.fingerprint, self.dtype)
+        return loop
+
+    def _resume(self, loop: dict[str, Any]) -> int:
+        """Go on where `loop` ended; returns the step.  Every rank does it, from the same files."""
+        step = int(loop["step"])
+        checkpoint.load_training(self.directory.checkpoint(step), self.model, self.optimizer)
+        self.scale.value, self.scale.good = loop["loss_scale"]
+        self.losses = [record["loss"] for record in self.directory.records()
+                       if record["kind"] == "step" and record["step"] <= step]
         return step
 
     def _end(self, state: Any, val_bpb: float | None) -> Summary:

@@ -88,24 +88,25 @@ def _layer_bytes(config: GPTConfig, batch_size: int, context: int | None, dtype:
 
 
 def chunk_rows(vocab_size: int, kind: str = "cpu") -> int:
-    """Rows of logits that the loss holds at once on a device of this `kind`: for a CPU's cache, or to fill a GPU.
+    """Rows of logits that the loss holds at once on a device of this `kind`: few for memory, many for speed.
+
+    A CPU is nearly as fast with 512 as with more; a GPU wants some hundred million logits to be busy.
 
     >>> chunk_rows(24_576), chunk_rows(24_576, "cuda"), chunk_rows(65_536, "cuda")
-    (256, 5461, 2048)
+    (512, 5461, 2048)
     """
-    return max(256, 2**27 // vocab_size) if kind == "cuda" else 256
+    return max(256, 2**27 // vocab_size) if kind == "cuda" else 512
 
 
 def loss_bytes(config: GPTConfig, batch_size: int, context: int | None = None, rows: int | None = None) -> int:
     """Bytes at the peak of the loss: the gradient of the table, V·D, and copies of the logits, all in float32.
 
-    With `rows` at a time there are 8 copies of rows × V (raw, softcapped, exponential, gradient …), 7 without softcap;
-    None is the plain way, all B·T rows at once and 4 copies, 3 without.  Source: counted; tests compare with the
-    tensors alive.
+    With `rows` at a time there are 3 copies of rows × V (raw, exponential, slope of the softcap), 2 without softcap; None
+    is the plain way, all B·T rows at once and 4 copies, 3 without.  Source: counted; tests compare with the tensors alive.
 
     >>> from tinylib.config import PRESETS
-    >>> [loss_bytes(PRESETS["goldilocks"], 8, rows=rows) // 2**20 for rows in (None, 256)]
-    [6192, 240]
+    >>> [loss_bytes(PRESETS["goldilocks"], 8, rows=rows) // 2**20 for rows in (None, 512)]
+    [6192, 192]
     """
     rules.refuse("loss_bytes", [rules.whole("batch_size", batch_size),
                                 None if rows is None else rules.whole("rows", rows)])
@@ -113,7 +114,7 @@ def loss_bytes(config: GPTConfig, batch_size: int, context: int | None = None, r
     if rows is None:
         copies, rows = (3 if config.softcap is None else 4), tokens
     else:
-        copies, rows = (7 if config.softcap is None else 8), min(rows, tokens)
+        copies, rows = (2 if config.softcap is None else 3), min(rows, tokens)
     return 4 * config.vocab_size * (config.dim + copies * rows)
 
 
@@ -156,7 +157,7 @@ def memory(config: GPTConfig, device_batch_size: int, context: int | None = None
 
     >>> from tinylib.config import PRESETS
     >>> memory(PRESETS["micro"], device_batch_size=8, context=256).total // 2**20
-    163
+    151
     """
     if rows is None:
         rows = chunk_rows(config.vocab_size, "cpu" if dtype == "float32" else "cuda")
