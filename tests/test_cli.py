@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,8 @@ from tinylib import __main__ as cli
 from tinylib import sizing
 from tinylib.config import PRESETS, TrainConfig, to_json
 from tinylib.flags import train_command, train_config
+from tinylib.launch.nodes import Spread
+from tinylib.rundir import Process, RunDirectory, plain
 from tinylib.shards import Shards, build
 from tinylib.tokenizer import Tokenizer
 
@@ -99,6 +102,8 @@ def test_a_model_may_come_from_a_file(call, tmp_path):
     (["train", "--config", "missing.json"], 1, "missing.json"),
     (["eval", "nothing"], 1, "error: path='nothing' is no run directory"),
     (["tokenize"], 1, "use tokenize train, tokenize shards, tokenize eval"),
+    (["runs", "kill"], 1, "'kill' is not a part of this verb: use runs show, runs stop, runs rm"),
+    (["runs", "show", "nothing"], 1, "error: path='nothing' is no run directory"),
     (["search", "--total", "5"], 1, "total=5"),
     (["search", "--head-dim", "7", "--tolerance", "2"], 1, "use 6 or 8; tolerance=2.0 is not a number from 0 to 1"),
     (["dance"], 2, "verb='dance' is not known: use one of size"),
@@ -131,6 +136,40 @@ def test_train_eval_sample_runs(call, shards, tmp_path):
     assert code == 0 and (tmp_path / "exported" / "config.json").is_file(), exported
     code, listed, table, _ = call("runs", "--folder", str(tmp_path / "runs"))
     assert code == 0 and [row["state"] for row in listed["runs"]] == ["finished"] and "one" in table
+
+
+def test_runs_are_shown_stopped_and_removed(call, tiny, tmp_path):
+    directory = RunDirectory(tmp_path / "one")
+    with subprocess.Popen(["sleep", "600"]) as agent:
+        directory.create({"train": plain(tiny), "world_size": 1, "launch": Spread(1, max_restarts=1).facts()})
+        directory.write_pid("agent", Process.of(agent.pid))
+        directory.write_status("running", step=1, steps=tiny.steps)
+        directory.append_metrics({"kind": "step", "step": 1, "loss": 2.5, "grad_norm": 0.5, "mfu": None})
+        directory.log_file(0).write_text("first\nlast words\n")
+        code, shown, table, _ = call("runs", "show", str(directory.path), "--lines", "1")
+        assert code == 0 and shown["alive"] == {"agent": agent.pid} and shown["failure"] is None
+        assert (shown["state"], shown["step"], shown["steps"], shown["loss"]) == ("running", 1, tiny.steps, 2.5)
+        assert "depth 2, dim 32, vocabulary 320" in table and "last words" in table and "first" not in table
+        code, _, _, err = call("runs", "rm", str(directory.path))
+        assert code == 1 and "still runs" in err and directory.exists()
+        code, stopped, _, _ = call("runs", "stop", str(directory.path))
+        assert code == 0 and stopped["state"] == "stopped" and agent.wait(10) == -signal.SIGKILL
+    directory.write_error(0, "Traceback …\nOSError: [Errno 28] No space left on device\n")
+    code, shown, table, _ = call("runs", "show", str(directory.path))
+    assert code == 0 and "No space left" in table and "free some space and resume" in shown["failure"].splitlines()[-1]
+    code, _, _, _ = call("runs", "rm", str(directory.path))
+    assert code == 0 and not directory.path.exists()
+
+
+def test_train_writes_a_batch_file(call, shards, tmp_path):
+    target = ["--data", str(shards), "--run", str(tmp_path / "run"), "--slurm", str(tmp_path / "job")]
+    code, result, table, _ = call("train", *SMALL, *target, "--nnodes", "2", "--nproc-per-node", "1")
+    assert code == 0 and (tmp_path / "job").read_text().strip() in table and result["submit"].startswith("sbatch")
+    assert train_config(["--config", str(tmp_path / "run" / "config.json")]).steps == 3
+    code, _, _, err = call("train", *SMALL, *target, "--nproc-per-node", "many")
+    assert code == 1 and "nproc_per_node='many' is not a whole number" in err
+    code, _, _, err = call("train", *SMALL, "--nnodes", "2")
+    assert code == 1 and "go with --slurm FILE" in err
 
 
 def test_train_takes_a_whole_run_from_a_file(call, shards, tmp_path):

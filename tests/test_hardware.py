@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from tinylib import hardware
 from tinylib.config import PRESETS, ConfigError, GPTConfig, TrainConfig, from_json
@@ -27,6 +30,53 @@ def test_the_table_of_hardware_is_sound():
         assert hardware.accelerator(name) is one
         assert 5e13 < one.peak_flops < 5e15 and 2e10 < one.memory_bytes < 3e11 and 0.1 < one.usd_per_hour < 20
         assert 1e10 < one.link < 1e12 and one.source
+
+
+@pytest.mark.parametrize(("kind", "capability", "amx", "chosen"), [
+    ("cuda", (10, 0), False, "bfloat16"), ("cuda", (9, 0), False, "bfloat16"), ("cuda", (8, 6), False, "bfloat16"),
+    ("cuda", (7, 5), True, "float16"), ("cuda", (7, 0), False, "float16"), ("cuda", (6, 1), True, "float32"),
+    ("cpu", None, True, "bfloat16"), ("cpu", None, False, "float32"), ("cpu", None, None, "float32"),
+    ("mps", None, True, "float32")])
+def test_the_precision_is_what_the_device_multiplies_fast(monkeypatch, kind, capability, amx, chosen):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {} if amx is None else {"amx_bf16": amx}, raising=False)
+    found, reason = hardware.dtype(hardware.Device(kind, "a device", 1, 0, None))
+    assert found == chosen and reason.startswith(("a device", f"this {kind}", "this CPU"))
+    if kind == "cpu":
+        monkeypatch.delattr(torch.cpu, "get_capabilities")    # as in older versions of torch
+        assert hardware.dtype(hardware.Device(kind, "a device", 1, 0, None))[0] == "float32"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="getrusage counts in bytes elsewhere")
+def test_peak_memory_is_the_process_own_and_never_falls():
+    """Of a child of a large process too, whose getrusage would begin at the size of its parent."""
+    code = """
+import subprocess, sys
+from tinylib.hardware import peak_memory_bytes
+peaks = [peak_memory_bytes("cpu")]
+for size in (300_000_000, 1):
+    block = b"1" * size
+    del block
+    peaks.append(peak_memory_bytes("cpu"))
+import resource
+print(*peaks, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
+if len(sys.argv) == 1:
+    block = b"1" * 300_000_000
+    print(len(block), subprocess.run([sys.executable, "-c", "from tinylib.hardware import peak_memory_bytes\\n"
+          "print(peak_memory_bytes('cpu'))"], capture_output=True, text=True).stdout)
+"""
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, second, third, rusage, _, of_child = map(int, child.stdout.split())
+    assert 290e6 < second - first < 310e6 and third == second
+    assert second == pytest.approx(rusage, rel=0.02)
+    assert of_child == pytest.approx(first, rel=0.2)
+
+
+@pytest.mark.gpu
+def test_peak_memory_of_a_gpu_is_what_torch_took():
+    before = hardware.peak_memory_bytes("cuda")
+    torch.zeros(before + 100_000_000, dtype=torch.uint8, device="cuda")
+    assert 100_000_000 <= hardware.peak_memory_bytes("cuda") - before < 110_000_000
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "tinylib"
-ORDER = ("rules", "config", "hardware", "allocator", "rundir", "sizing", "plots", "corpus", "tokenizer", "shards",
-         "model", "optim", "checkpoint", "generate", "evaluate", "tasks", "world", "train", "launch", "experiments",
-         "chat", "export", "serve", "course", "exercises", "widgets", "flags", "__main__")
-TORCH_FREE = ("rules", "config", "hardware", "allocator", "rundir", "sizing", "plots", "corpus", "tokenizer", "launch",
-              "experiments", "course", "exercises", "widgets", "flags", "__main__")
+ORDER = ("rules", "config", "hardware", "allocator", "rundir", "events", "sizing", "plots", "corpus", "tokenizer",
+         "shards", "model", "optim", "checkpoint", "generate", "evaluate", "tasks", "world", "train", "launch",
+         "experiments", "chat", "export", "serve", "course", "exercises", "widgets", "flags", "verbs", "__main__")
+TORCH_FREE = ("rules", "config", "hardware", "allocator", "rundir", "events", "sizing", "plots", "corpus", "tokenizer",
+              "launch", "experiments", "course", "exercises", "widgets", "flags", "verbs", "__main__")
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 MODULES = [room for room in ORDER if (PACKAGE / f"{room}.py").is_file() or (PACKAGE / room).is_dir()]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

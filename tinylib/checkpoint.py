@@ -7,7 +7,9 @@ beside its place, flushed to the disk and moved there; nothing in it is a pickle
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -65,7 +67,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> GPT:
 def load_weights(model: GPT, folder: str | Path) -> None:
     """Copy the weights of a checkpoint into `model`, which must have the same tensors with the same shapes."""
     file = Path(folder) / WEIGHTS
-    stored = load_file(file)
+    stored = _load_tensors(file)
     own = dict(model.named_parameters())
     wrong = [f"{name} is {_shape(stored.get(name))} there and {_shape(own.get(name))} here"
              for name in sorted(stored.keys() | own.keys()) if _shape(stored.get(name)) != _shape(own.get(name))]
@@ -81,7 +83,7 @@ def load_weights(model: GPT, folder: str | Path) -> None:
 def load_training(folder: str | Path, model: GPT, optimizer: Optimizer) -> None:
     """Weights and optimizer state of a checkpoint into place."""
     load_weights(model, folder)
-    optimizer.load_state(load_file(Path(folder) / OPTIMIZER))
+    optimizer.load_state(_load_tensors(Path(folder) / OPTIMIZER))
 
 
 def read_loop(folder: str | Path) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def read_loop(folder: str | Path) -> dict[str, Any]:
 
 
 _FREE = ("data", "run", "device", "device_batch_size", "dtype", "compile", "recompute", "eval_every", "eval_tokens",
-         "save_every", "keep")
+         "save_every", "keep", "tensorboard")
 """Fields that may change on resume: they alter neither the batches nor, but for rounding, the updates."""
 
 
@@ -113,9 +115,16 @@ def _shape(tensor: Tensor | None) -> tuple[int, ...] | str:
     return "missing" if tensor is None else tuple(tensor.shape)
 
 
+def _load_tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except SafetensorError as error:    # it doesn't say of which file
+        raise ValueError(f"{file} is damaged, {error}: remove {file.parent.name}, and what is older counts") from error
+
+
 def _save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
     try:
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, file)
     except SafetensorError as error:    # it hides the system's own error, such as a full disk
-        raise OSError(f"{file.parent.name}/{file.name} could not be written: {error}; checkpoints written before are "
-                      f"untouched, so free some disk space and resume") from error
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, f"could not be written, {error}", str(file)) from error

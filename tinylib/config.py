@@ -21,7 +21,7 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 MatrixOptimizer = Literal["muon", "adamw"]
 Switch = Literal["auto", "on", "off"]
 _CHOICES = {"device": get_args(DeviceKind), "dtype": get_args(Precision), "compile": get_args(Switch),
-            "matrix_optimizer": get_args(MatrixOptimizer), "recompute": (True, False)}
+            "matrix_optimizer": get_args(MatrixOptimizer), "recompute": (True, False), "tensorboard": (True, False)}
 Config = TypeVar("Config", "GPTConfig", "TrainConfig")
 
 
@@ -116,7 +116,8 @@ or a head_dim that divides 500, such as 50
 class TrainConfig:
     """A training run: which model, on which shards, for how long, and every knob of the recipe.
 
-    Learning rates are nanochat's; those of the tables are multiplied by (dim / 768)^-0.5 when they are used.
+    The recipe is nanochat's of October 2025 but for two fields that say so; what else was tried is in CHANGELOG.md.  The
+    learning rates of the tables are multiplied by (dim / 768)^-0.5 when they are used.
 
     >>> TrainConfig(model=PRESETS["nano"], total_batch_size=5_000, device_batch_size=2)
     Traceback (most recent call last):
@@ -140,7 +141,8 @@ class TrainConfig:
     """Seed of the initial weights and of the data order."""
 
     embedding_lr: float = 0.2
-    unembedding_lr: float = 0.004
+    unembedding_lr: float = 0.008
+    """Twice that of October 2025: better here, and nanochat's own since (July 2026)."""
     tied_lr: float = 0.004
     """Learning rate of the one table of a tied model, which must serve both roles."""
     matrix_lr: float = 0.02
@@ -154,8 +156,8 @@ class TrainConfig:
     weight_decay: float = 0.0
     warmup_fraction: float = 0.0
     """Share of the steps over which the learning rate rises linearly."""
-    warmdown_fraction: float = 0.2
-    """Share of the steps, at the end, over which the learning rate falls linearly to zero."""
+    warmdown_fraction: float = 0.6
+    """Share of the steps, at the end, over which the learning rate falls linearly to zero; 0.2 in October 2025."""
     grad_clip: float | None = 1.0
     """Largest norm of the gradient of all parameters together; None does not clip."""
 
@@ -174,6 +176,8 @@ class TrainConfig:
     compile: Switch = "auto"
     recompute: bool = False
     """Whether activations are computed again in the backward pass, not kept: less memory, up to a third more time."""
+    tensorboard: bool = False
+    """Whether the metrics also go to event files in the run directory, for `tensorboard --logdir runs`."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, GPTConfig):

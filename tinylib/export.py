@@ -100,7 +100,6 @@ def hf_name(name: str) -> str:
     return f"model.layers.{layer}.{_PARTS['.'.join(part)]}.weight"
 
 
-def hf_state_dict(model: GPT, gradients: bool = False) -> dict[str, Tensor]:
-    """The weights (or their gradients) under the names of `NanoChatForCausalLM`; a tied table stands in it once."""
-    return {hf_name(name): weight.grad if gradients else weight.detach()  # type: ignore[misc]
-            for name, weight in model.named_parameters()}
+def hf_state_dict(model: GPT) -> dict[str, Tensor]:
+    """The weights under the names of `NanoChatForCausalLM`; a tied table stands in it once."""
+    return {hf_name(name): weight.detach() for name, weight in model.named_parameters()}

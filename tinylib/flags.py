@@ -81,7 +81,10 @@ class _ModelFlags(_Lenient, GPTConfig):
 
 @dataclasses.dataclass(frozen=True)
 class _TrainFlags(_Lenient, TrainConfig, GPTConfig):
-    """A training run; --model NAME chooses the preset that the other flags change, --config FILE a whole run."""
+    """A training run; --model NAME chooses the preset that the other flags change, --config FILE a whole run.
+    --resume goes on from the newest checkpoint.  --slurm FILE trains nothing but writes a batch file, for --nnodes N
+    machines with --nproc-per-node N processes each.
+    """
 
     model: None = dataclasses.field(init=False, default=None)    # type: ignore[assignment] - the flags of GPTConfig spell it out
 

@@ -167,8 +167,8 @@ _PROFILES: dict[str, Profile] = {
         model=replace(PRESETS["nano"], seq_len=128), steps=40, total_batch_size=2_048, device_batch_size=8,
         eval_every=20, eval_tokens=16_384, save_every=20, compile="off"), nproc_per_node=2),
     "cpu": Profile("cpu", "pydocs", TrainConfig(
-        model=replace(PRESETS["micro"], seq_len=256), steps=340, total_batch_size=8_192, device_batch_size=8,
-        eval_every=85, eval_tokens=65_536, save_every=170), nproc_per_node=2),
+        model=replace(PRESETS["micro"], seq_len=256), steps=680, total_batch_size=4_096, device_batch_size=8,
+        eval_every=170, eval_tokens=65_536, save_every=340), nproc_per_node=2),
     "gpu": Profile("gpu", "fineweb-edu", TrainConfig(
         model=PRESETS["goldilocks"], steps=1_440, total_batch_size=524_288, device_batch_size=32,
         eval_every=250, eval_tokens=10_485_760, save_every=250), nproc_per_node="auto"),

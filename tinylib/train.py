@@ -12,7 +12,8 @@ import math
 import os
 import time
 import traceback
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tinylib import checkpoint, hardware, sizing
 from tinylib.allocator import hoarding
 from tinylib.config import TrainConfig
 from tinylib.evaluate import score
+from tinylib.events import event_files, refuse_missing
 from tinylib.model import GPT
 from tinylib.optim import LossScale, Optimizer
 from tinylib.rundir import RunDirectory, plain
@@ -65,11 +67,12 @@ def train(config: TrainConfig, resume: bool = False) -> Summary:
         raise ValueError(f"run={config.run!r} already holds a run: resume it, or choose another name")
     if int(os.environ.get("RANK", "0")) == 0:
         directory.sweep()    # before the ranks meet, so that nothing of this start is lost
-    with hoarding(), join(config.device) as world:
+    # To the end, for torchrun ends the ranks that are left as soon as one is dead, and they have to say so first.
+    with hoarding(), join(config.device) as world, stop_signals() as stop_asked:
         try:
             directory.create()
             directory.write_pid(f"rank{world.rank}")
-            return _Loop(config, world, directory, resume).run()
+            return _Loop(config, world, directory, resume).run(stop_asked)
         except BaseException as error:
             _record_failure(error, world, directory)
             raise
@@ -85,10 +88,13 @@ def _record_failure(error: BaseException, world: World, directory: RunDirectory)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         error.add_note("the disk is full: free some space and resume; whole checkpoints are untouched, of steps "
                        f"{directory.saved_steps() or 'none'}")
-    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):    # pids of other machines say nothing here
-        for role, process in directory.vanished().items():
-            error.add_note(f"{role} (pid {process.pid}) is gone without a word: something outside killed it, such as "
-                           "a machine that ran out of memory")
+    # A killed rank breaks its connections a moment before it is gone.
+    deadline_s = time.monotonic() + (2.0 if world.size > 1 and isinstance(error, RuntimeError) else 0.0)
+    while not (vanished := directory.vanished()) and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+    for role, process in vanished.items():
+        error.add_note(f"{role} (pid {process.pid}) is gone without a word: something outside killed it, such as a "
+                       "machine that ran out of memory")
     with suppress(OSError):
         directory.write_error(world.rank, "".join(traceback.format_exception(error)))
     with suppress(OSError):
@@ -101,7 +107,10 @@ class _Loop:
     """One rank of one run."""
 
     def __init__(self, config: TrainConfig, world: World, directory: RunDirectory, resume: bool) -> None:
-        self.config, self.world, self.directory = config, world, directory
+        refuse_missing(config)
+        self.config, self.world, self.directory, self.resumed = config, world, directory, resume
+        self.ranks: list[dict[str, float]] = []
+        """Of each rank, at the last step: seconds of its own work, before it waits for the others, and peak memory."""
         shape = config.model
         self.rows = config.total_batch_size // shape.seq_len
         self.accumulation = sizing.plan_batch(config.total_batch_size, config.device_batch_size, shape.seq_len,
@@ -128,10 +137,10 @@ class _Loop:
         if world.rank == 0:
             directory.append_metrics(self.header)
 
-    def run(self) -> Summary:
+    def run(self, stop_asked: Callable[[], bool]) -> Summary:
         """Take the remaining steps; save, then evaluate, where the configuration says so."""
         self.say("running", step=self.step)
-        with stop_signals() as stop_asked, self._batches(self.config.steps) as batches:
+        with self._batches(self.config.steps) as batches, self._events() as self.also_append:
             if 0 < self.step < self.config.steps and _due(self.step, self.config.eval_every):
                 self._evaluate()    # what comes after saving is done again
             while self.step < self.config.steps:
@@ -145,6 +154,17 @@ class _Loop:
                     self._evaluate()
             return self._end("finished", self._evaluate())
 
+    def _events(self) -> AbstractContextManager[Any]:
+        """What also takes the records that rank 0 appends to the metrics."""
+        if not self.config.tensorboard or self.world.rank:
+            return nullcontext(lambda record: None)
+        return event_files(self.directory, self.step if self.resumed else None)
+
+    def _append(self, record: dict[str, Any]) -> None:
+        if self.world.rank == 0:
+            self.directory.append_metrics(record)
+            self.also_append(record)
+
     def _batches(self, last: int) -> Loader:
         """This rank's micro-batches of the steps from here to `last`."""
         config, world = self.config, self.world
@@ -157,14 +177,24 @@ class _Loop:
         """One optimizer step; returns whether any rank was asked to stop."""
         began = time.perf_counter()
         loss, data_s = self._accumulate(batches)
-        tally = torch.tensor([loss, float(stop_asked)], dtype=torch.float64)
+        tally = self._tally(loss, stop_asked, time.perf_counter() - began)
         self.gradient.copy_(self.world.total(self.gradient))
-        loss, stops = self.world.total(tally).tolist()
+        loss, stops, *ranks = self.world.total(tally).tolist()
+        self.ranks = [{"own_s": round(own_s, 4), "memory_bytes": int(peak)}
+                      for own_s, peak in zip(ranks[::2], ranks[1::2], strict=True)]
         multiplier, norm = self._update(loss)
         self.gradient.zero_()
         self.step += 1
         self._record(loss, norm, multiplier, time.perf_counter() - began, data_s)
         return stops > 0
+
+    def _tally(self, loss: float, stop_asked: bool, own_s: float) -> Tensor:
+        """This rank's part of what all add up: loss, stops, and in places of its own its seconds and peak memory."""
+        tally = torch.zeros(2 + 2 * self.world.size, dtype=torch.float64)
+        tally[:2] = torch.tensor([loss, float(stop_asked)], dtype=torch.float64)
+        place = 2 + 2 * self.world.rank
+        tally[place], tally[place + 1] = own_s, hardware.peak_memory_bytes(self.world.device.type)
+        return tally
 
     def _update(self, loss: float) -> tuple[float, float]:
         """Change the weights by the gradient of a batch; returns the rates' multiplier, 0 if left out, and its norm."""
@@ -204,20 +234,19 @@ class _Loop:
         rate = self.config.total_batch_size / dt_s
         peak = self.header["peak_flops"]
         mfu = None if peak is None else rate * sizing.flops_per_token(self.config.model) / (peak * self.world.size)
-        if self.world.rank == 0:
-            self.directory.append_metrics({
-                "kind": "step", "step": self.step, "loss": loss, "lr": multiplier, "grad_norm": norm, "dt_s": dt_s,
-                "data_s": data_s, "tokens": self.step * self.config.total_batch_size, "tokens_per_s": rate, "mfu": mfu,
-                "time_s": time.time()})
-            self.say("running", step=self.step)
+        self._append({
+            "kind": "step", "step": self.step, "loss": loss, "lr": multiplier, "grad_norm": norm, "dt_s": dt_s,
+            "data_s": data_s, "tokens": self.step * self.config.total_batch_size, "tokens_per_s": rate, "mfu": mfu,
+            "time_s": time.time()})
+        self.say("running", step=self.step)
 
     def _evaluate(self) -> float:
         result = score(self.model, self.validation, max_tokens=self.config.eval_tokens,
                        batch_size=self.config.device_batch_size, rank=self.world.rank, world_size=self.world.size,
                        total=self.world.total)
+        self._append({"kind": "eval", "step": self.step, "val_bpb": result.bits_per_byte, "val_loss": result.loss,
+                      "time_s": time.time()})
         if self.world.rank == 0:
-            self.directory.append_metrics({"kind": "eval", "step": self.step, "val_bpb": result.bits_per_byte,
-                                           "val_loss": result.loss, "time_s": time.time()})
             self.directory.prune(self.config.keep)
         return result.bits_per_byte
 
@@ -262,7 +291,8 @@ class _Loop:
     def say(self, state: Any, **facts: Any) -> None:
         """Rank 0 tells the run directory how things stand."""
         if self.world.rank == 0:
-            self.directory.write_status(state, steps=self.config.steps, world_size=self.world.size, **facts)
+            self.directory.write_status(state, steps=self.config.steps, world_size=self.world.size, ranks=self.ranks,
+                                        **facts)
 
     def _header(self) -> dict[str, Any]:
         compiled, reason = self._compile()

@@ -6,6 +6,8 @@ import contextlib
 import importlib
 import os
 import signal
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -60,12 +62,37 @@ def join(kind: str = "auto") -> Iterator[World]:
     # The optimizers import dynamo.  Imported after the group is made, it keeps the group's threads alive to the end of
     # the interpreter, where now and then one of them aborts the process (torch 2.13).
     importlib.import_module("torch._dynamo")
-    dist.init_process_group("nccl" if found.kind == "cuda" else "gloo")
+    store, rank, size = next(dist.rendezvous("env://"))
+    dist.init_process_group("nccl" if found.kind == "cuda" else "gloo", store=_unused(store, rank, size), rank=rank,
+                            world_size=size)
     try:
-        yield World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device)
+        yield World(rank, size, device)
         dist.barrier()    # a rank that leaves early must not end the run while another still writes
     finally:
         dist.destroy_process_group()
+
+
+def _unused(store: dist.Store, rank: int, size: int) -> dist.Store:
+    """A part of `store` in which the ranks of this start meet nobody of an earlier one.
+
+    When torchrun starts its ranks again it gives them the same store, with the addresses of the dead in it (torch
+    2.13), and no number to tell their start by: on several machines TORCHELASTIC_RESTART_COUNT differs.  So each rank
+    calls with a name that nobody had before, until rank 0 answers that very name with its own.
+    """
+    name = uuid.uuid4().hex
+    silent = set(range(1, size)) if rank == 0 else set()
+    while silent:
+        for other in list(silent):
+            store.set(f"answer {other}", store.get(f"call {other}").decode() + name)
+            silent -= {other} if store.check([f"heard {other} {name}"]) else set()
+        time.sleep(0.01)
+    if rank > 0:
+        store.set(f"call {rank}", name)
+        while not (answer := store.get(f"answer {rank}").decode()).startswith(name):
+            time.sleep(0.01)
+        name = answer.removeprefix(name)
+        store.set(f"heard {rank} {name}", "")
+    return dist.PrefixStore(name, store)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,6 @@ Sessions and signals are POSIX's; on Windows train in the calling process, with 
 """
 
 from tinylib.launch.run import Run, RunFailed, RunStopped, attach, runs
-from tinylib.launch.start import launch
+from tinylib.launch.start import launch, write_slurm
 
-__all__ = ["Run", "RunFailed", "RunStopped", "attach", "launch", "runs"]
+__all__ = ["Run", "RunFailed", "RunStopped", "attach", "launch", "runs", "write_slurm"]

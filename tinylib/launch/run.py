@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tinylib import hardware
 from tinylib.config import TrainConfig, from_dict
-from tinylib.launch.progress import Screen, progress_line
+from tinylib.launch.hints import hint
+from tinylib.launch.nodes import Spread, join_command
+from tinylib.launch.progress import FASTEST_S, Progress, Screen
 from tinylib.rundir import ENDED, Process, RunDirectory, State
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class RunFailed(RuntimeError):
-    """A run failed; the message is the traceback of the process that failed first, or the last words of torchrun."""
+    """A run failed; the message is what `Run.failure` says."""
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows: the frames of the rank, not those of the cell that waited for it."""
@@ -45,9 +47,16 @@ class Run:
 
     @property
     def state(self) -> State:
-        """"failed" as soon as one rank has recorded an error, else what the status says."""
+        """What the status says, but "failed" as soon as one rank has recorded an error.
+
+        Where a torchrun that may start the ranks again is still there, "restarting" stands for "failed" and "stopped".
+        """
         state: State = self.status()["state"]
-        return "failed" if state != "finished" and self.directory.errors() else state
+        if state in ("finished", "lost"):
+            return "failed" if state == "lost" and self.directory.errors() else state
+        if self.directory.errors():
+            state = "failed"
+        return "restarting" if state in ENDED and self._may_restart() else state
 
     def status(self) -> dict[str, Any]:
         """The status that rank 0 last wrote."""
@@ -62,6 +71,30 @@ class Run:
         file = self.directory.agent_log if rank is None else self.directory.log_file(rank)
         return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
+    def failure(self) -> str | None:
+        """Why the run failed, None if it didn't: the traceback of the rank that failed first, or the processes that
+        were killed and the last words of torchrun; and for the commonest causes a hint.
+        """
+        if self.state not in ("failed", "lost"):
+            return None
+        name, errors, killed = self.directory.name, self.directory.errors(), self.directory.vanished()
+        if errors:
+            text = f"rank {errors[0]['rank']} of run {name}:\n{errors[0]['traceback'].rstrip()}"
+        else:
+            who = ", ".join(f"{role} (pid {process.pid})" for role, process in killed.items())
+            what = f"{who} ended without a word, killed from outside" if who else "it ended, and no rank said why"
+            text = "\n".join([f"run {name}: {self.status().get('error', what)}", self._last_words()])
+        advice = hint(text)
+        return f"{text}\nhint: {advice}" if advice else text
+
+    @property
+    def join_command(self) -> str:
+        """What to run on each further machine of a run that was launched for several; ValueError for any other."""
+        spread = self._spread()
+        if spread is None or spread.most == 1:
+            raise ValueError(f"{self!r} is on one machine: for more, launch with nnodes and rdzv_endpoint")
+        return join_command(spread, self.directory)
+
     def model(self) -> GPT:
         """The model of the newest checkpoint, on the CPU."""
         from tinylib.checkpoint import load_model
@@ -71,14 +104,14 @@ class Run:
     def watch(self, every_s: float = 1.0) -> None:
         """Show the progress in the cell until the run has ended, at most twice a second; raises RunFailed.
 
-        Interrupting the cell leaves the training alone.
+        In a notebook with the loss curve, in a terminal as one line.  Interrupting the cell leaves the training alone.
         """
-        screen = Screen()
+        screen, progress = Screen(self.directory.name), Progress(self.directory)
         try:
-            for _ in self._until_ended(max(0.5, every_s)):
-                screen.show(progress_line(self.directory, self.state))
+            for _ in self._until_ended(max(FASTEST_S, every_s)):
+                screen.show(progress, self.state, self.status().get("ranks", ()))
         finally:
-            screen.show(progress_line(self.directory, self.state))
+            screen.show(progress, self.state, self.status().get("ranks", ()), last=True)
 
     def wait(self, timeout_s: float | None = None) -> dict[str, Any]:
         """The summary of the run, once it has finished and its processes are gone.
@@ -98,27 +131,33 @@ class Run:
     def stop(self, timeout_s: float = 10.0) -> None:
         """Ask every rank to finish its step, save and exit; end by force what is left after `timeout_s` and one step.
 
-        Returns when no process of the run is left.
+        Returns when no process of the run is left on this machine; those on other machines, told by these, end too.
+        Raises ValueError where all of them are elsewhere.
         """
-        ranks = [process for role, process in self.directory.alive().items() if role != "agent"]
+        if not self.directory.alive() and self.status()["state"] not in ENDED:
+            hosts = ", ".join(sorted({process.host for process in self.directory.elsewhere().values()}))
+            raise ValueError(f"{self!r} has no process on this machine: stop it on {hosts}")
+        ranks = [process for role, process in self.directory.alive().items() if not role.startswith("agent")]
         family = _family(self.directory)
         for process in ranks:
             _signal(process, signal.SIGTERM)
         if ranks:
             # torchrun ends by itself once all its ranks have.
             wait_until(lambda: not self.directory.alive(), timeout_s + self._step_s())
-        if "agent" in self.directory.alive():
-            # Halted, it starts no further rank while its family is counted.
-            _signal(self.directory.processes()["agent"], signal.SIGSTOP)
+        for role, process in self.directory.alive().items():
+            if role.startswith("agent"):    # halted, it starts no further rank while its family is counted
+                _signal(process, signal.SIGSTOP)
         family += _family(self.directory)
         for process in family:
             _signal(process, signal.SIGKILL)
         wait_until(lambda: not any(process.alive() for process in family), 10.0)
         if self.directory.status()["state"] == "lost":
-            self.directory.write_status("stopped", detail="ended by force: the newest checkpoint is older than the end")
+            self.directory.write_status("stopped", detail="ended before it could save: resume goes on from the newest "
+                                        "checkpoint, if there is one")
 
-    def resume(self, nproc_per_node: int | Literal["auto"] | None = None) -> Run:
-        """Go on from the newest checkpoint, on as many processes as before or on `nproc_per_node`.
+    def resume(self, nproc_per_node: int | Literal["auto"] | None = None,
+               if_busy: Literal["refuse", "queue", "share"] = "refuse") -> Run:
+        """Go on from the newest checkpoint, on as many processes as before or on `nproc_per_node`; see `launch`.
 
         Raises ValueError if the run has finished.
         """
@@ -129,7 +168,10 @@ class Run:
 
         written = self.directory.read_config()
         config = replace(from_dict(TrainConfig, written["train"]), run=str(self.directory.path))
-        return launch(config, nproc_per_node or written["world_size"], resume=True)
+        spread = self._spread() or Spread(written["world_size"])
+        return launch(config, nproc_per_node or spread.nproc_per_node, resume=True, if_busy=if_busy,
+                      nnodes=(spread.least, spread.most), rdzv_endpoint=spread.rdzv_endpoint,
+                      max_restarts=spread.max_restarts)
 
     def remove(self) -> None:
         """Delete the run directory; raises ValueError while a process of the run is alive."""
@@ -164,16 +206,23 @@ class Run:
     def _failure(self) -> RunFailed:
         # The rank that failed drags others down: let them record it too, then blame the first.
         wait_until(lambda: not self.directory.alive(), 5.0)
-        errors = self.directory.errors()
-        if errors:
-            return RunFailed(f"rank {errors[0]['rank']} of run {self.directory.name}:\n{errors[0]['traceback']}")
-        return RunFailed(f"run {self.directory.name} ended without a word from its ranks:\n{self._last_words()}")
+        return RunFailed(self.failure())
+
+    def _spread(self) -> Spread | None:
+        """How the run was launched; None if it was begun by hand."""
+        facts = self.directory.read_config().get("launch")
+        return Spread(**facts) if facts else None
+
+    def _may_restart(self) -> bool:
+        """Whether a torchrun lives that starts the ranks again after a failure, or with other machines."""
+        agents = [role for role in self.directory.alive() | self.directory.elsewhere() if role.startswith("agent")]
+        spread = self._spread() if agents else None
+        return spread is not None and spread.restarts
 
     def _last_words(self, lines: int = 40) -> str:
         """The end of the first log with a traceback, else of torchrun's own."""
-        texts = [file.read_text(encoding="utf-8", errors="replace")
-                 for file in (*sorted(self.directory.logs.glob("rank*.log")), self.directory.agent_log)
-                 if file.is_file()]
+        files = (*sorted(self.directory.logs.glob("rank*.log")), *sorted(self.directory.logs.glob("agent*.log")))
+        texts = [file.read_text(encoding="utf-8", errors="replace") for file in files]
         text = next((text for text in texts if "Traceback" in text), texts[-1] if texts else "nothing was printed")
         return "\n".join(text.splitlines()[-lines:])
 
@@ -199,20 +248,24 @@ def attach(path: str | os.PathLike[str] | None = None) -> Run:
     return run
 
 
-def runs(folder: str | os.PathLike[str]) -> list[Run]:
-    """The runs in `folder` and the folders in it, the one started last at the end."""
-    found = [RunDirectory(path) for pattern in ("*", "*/*") for path in Path(folder).glob(pattern) if path.is_dir()]
+def runs(folder: str | os.PathLike[str], deep: bool = True) -> list[Run]:
+    """The runs in `folder` and, if `deep`, in the folders in it; the one started last at the end."""
+    paths = [path for pattern in (("*", "*/*") if deep else ("*",)) for path in Path(folder).glob(pattern)]
+    found = [RunDirectory(path) for path in paths if path.is_dir() and os.access(path, os.R_OK | os.X_OK)]
     found = [directory for directory in found if directory.exists()]
     return [Run(directory.path) for directory in sorted(found, key=lambda found: found.config.stat().st_mtime)]
 
 
 def refuse_alive(directory: RunDirectory) -> None:
-    """Raise ValueError while a process of the run is alive."""
+    """Raise ValueError while a process of the run is alive, or may be on another machine."""
     alive = directory.alive()
+    if not alive and directory.status()["state"] not in ENDED:
+        alive = directory.elsewhere()
     if alive:
-        pids = ", ".join(f"{role} {process.pid}" for role, process in alive.items())
-        raise ValueError(f"run={str(directory.path)!r} still runs ({pids}): follow it with attach({directory.name!r}), "
-                         f"end it with attach({directory.name!r}).stop(), or choose another run directory")
+        pids = ", ".join(f"{role} {process.pid} on {process.host}" for role, process in alive.items())
+        name = str(directory.path)
+        raise ValueError(f"run={name!r} still runs ({pids}): follow it with attach({name!r}), "
+                         f"end it with attach({name!r}).stop(), or choose another run directory")
 
 
 def _family(directory: RunDirectory) -> list[Process]:

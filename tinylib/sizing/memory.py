@@ -101,8 +101,9 @@ def chunk_rows(vocab_size: int, kind: str = "cpu") -> int:
 def loss_bytes(config: GPTConfig, batch_size: int, context: int | None = None, rows: int | None = None) -> int:
     """Bytes at the peak of the loss: the gradient of the table, V·D, and copies of the logits, all in float32.
 
-    With `rows` at a time there are 3 copies of rows × V (raw, exponential, slope of the softcap), 2 without softcap; None
-    is the plain way, all B·T rows at once and 4 copies, 3 without.  Source: counted; tests compare with the tensors alive.
+    With `rows` at a time there are 3 copies of rows × V (raw, exponential, slope of the softcap), 2 without softcap.
+    None is the plain way: all B·T rows at once and 4 copies, 3 without.  Source: counted; tests compare with the
+    tensors alive.
 
     >>> from tinylib.config import PRESETS
     >>> [loss_bytes(PRESETS["goldilocks"], 8, rows=rows) // 2**20 for rows in (None, 512)]

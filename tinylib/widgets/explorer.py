@@ -54,7 +54,7 @@ class Explorer:
         self._width = config.dim
         """The width that the reader chose; the slider stands at the multiple of the head dim nearest to it."""
         self.controls: dict[str, Any] = {}
-        widgets = _ipywidgets()
+        widgets = ipywidgets_or_none()
         if widgets:
             self._build(widgets)
             self.config = config
@@ -209,7 +209,7 @@ class Explorer:
         return self._faces()["text/plain"]
 
 
-def _ipywidgets() -> Any:
+def ipywidgets_or_none() -> Any:
     """The library, or None where it is missing or not wanted.
 
     No kernel can know in the middle of a cell whether a front end will answer, so who executes notebooks to keep

@@ -1,13 +1,7 @@
-"""The run directory: its paths, its writers and its readers; the one place that knows the file names.
-
-Everything that a `Run` shows is read from these files, so a second notebook, a restarted kernel and a person with
-`tail -f` see the same.  Small files appear whole or not at all: they are written beside and moved into place.
-"""
+"""`RunDirectory`: the paths of a run, its writers and its readers."""
 
 from __future__ import annotations
 
-import errno
-import glob
 import json
 import os
 import platform
@@ -16,50 +10,23 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tinylib.rundir.files import part_of, sweep, write_json, write_text
+from tinylib.rundir.processes import Process
+
 if TYPE_CHECKING:
     import pandas as pd
 
-State = Literal["starting", "running", "stopping", "finished", "stopped", "failed", "lost"]
+State = Literal["queued", "starting", "running", "restarting", "finished", "stopped", "failed", "lost"]
 ENDED: tuple[State, ...] = ("finished", "stopped", "failed", "lost")
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process that can't be mistaken for another: a pid comes again, a pid with its start time doesn't."""
-
-    pid: int
-    started_s: float
-    """Start of the process in seconds since the epoch, as the system tells it."""
-
-    @classmethod
-    def current(cls) -> Process:
-        """The calling process."""
-        return cls.of(os.getpid())
-
-    @classmethod
-    def of(cls, pid: int) -> Process:
-        """The process that has `pid` now."""
-        import psutil
-
-        return cls(pid, psutil.Process(pid).create_time())
-
-    def alive(self) -> bool:
-        """Whether this very process still runs; a zombie doesn't."""
-        import psutil
-
-        try:
-            found = psutil.Process(self.pid)
-            # Linux tells starts by its clock, which is corrected now and then; no pid comes again within seconds.
-            return abs(found.create_time() - self.started_s) < 5.0 and found.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
+SILENCE_S = 300.0
+"""How old a status may grow while processes on another machine are still taken for alive."""
 
 
 class RunDirectory:
@@ -71,6 +38,7 @@ class RunDirectory:
         self.metrics_file = self.path / "metrics.jsonl"
         self.status_file = self.path / "status.json"
         self.checkpoints = self.path / "checkpoints"
+        self.events = self.path / "tensorboard"
         self.logs = self.path / "logs"
         self.pids = self.path / "pids"
         self.agent_log = self.logs / "agent.log"
@@ -94,11 +62,11 @@ class RunDirectory:
     # Writers
 
     def create(self, config: dict[str, Any] | None = None) -> None:
-        """Make the folders and write `config` with versions and git commit (None: another rank writes it)."""
+        """Make the folders and add `config`, versions and git commit to what is written (None: another rank does)."""
         for folder in (self.checkpoints, self.logs, self.pids):
             folder.mkdir(parents=True, exist_ok=True)
         if config is not None:
-            write_json(self.config, {**config, **_origin()})
+            write_json(self.config, {**(_read_json(self.config) or {}), **config, **_origin()})
 
     def write_status(self, state: State, **facts: Any) -> None:
         """Replace the status: its state and whatever else rank 0 knows (step, steps, error …)."""
@@ -106,8 +74,7 @@ class RunDirectory:
 
     def write_pid(self, role: str, process: Process | None = None) -> None:
         """Record `process`, by default the calling one, as `role`: "agent" or "rank0", "rank1" …"""
-        process = process or Process.current()
-        write_json(self.pids / f"{role}.json", {"pid": process.pid, "started_s": process.started_s})
+        write_json(self.pids / f"{role}.json", asdict(process or Process.current()))
 
     def forget_pid(self, role: str) -> None:
         """The process of `role` has left the run, even if it lives on."""
@@ -119,11 +86,11 @@ class RunDirectory:
 
     def sweep(self) -> None:
         """Drop what an earlier start left behind: errors, pids of processes that are gone, what was half written."""
-        gone = self.processes().keys() - self.alive().keys()
+        gone = [role for role, process in self.processes().items() if process.gone()]
         for file in (*self.logs.glob("rank*.error.json"), *(self.pids / f"{role}.json" for role in gone)):
             file.unlink(missing_ok=True)
         for folder in (self.path, self.checkpoints, self.logs, self.pids):
-            _sweep(folder)
+            sweep(folder)
 
     def forget_start(self) -> None:
         """Drop what the last start left, its status too, before the run starts again."""
@@ -149,7 +116,7 @@ class RunDirectory:
     def prune(self, count: int) -> None:
         """Remove all checkpoints but the newest `count` and the best."""
         for step in set(self.saved_steps()[:-count]) - {self.best_step()}:
-            part = _part(self.checkpoint_path(step))
+            part = part_of(self.checkpoint_path(step))
             self.checkpoint_path(step).replace(part)    # so that nobody ever finds half of it
             shutil.rmtree(part)
 
@@ -193,7 +160,7 @@ class RunDirectory:
         """The state as rank 0 last wrote it; "lost" if the state says running and no process of the run is alive."""
         nothing = {"state": "starting"}
         status = _read_json(self.status_file) or nothing
-        if status["state"] not in ENDED and not self.alive():
+        if status["state"] not in ENDED and not (self.alive() or self.elsewhere()):
             # The last process may have ended between the two readings: what it wrote last is what counts.
             status = _read_json(self.status_file) or nothing
             if status["state"] not in ENDED:
@@ -203,11 +170,17 @@ class RunDirectory:
     def processes(self) -> dict[str, Process]:
         """Every recorded process by role, alive or not."""
         found = {file.stem: _read_json(file) for file in sorted(self.pids.glob("*.json"))}
-        return {role: Process(record["pid"], record["started_s"]) for role, record in found.items() if record}
+        return {role: Process(**record) for role, record in found.items() if record}
 
     def alive(self) -> dict[str, Process]:
-        """The processes of this run that still run."""
+        """The processes of this run that still run on this machine."""
         return {role: process for role, process in self.processes().items() if process.alive()}
+
+    def elsewhere(self) -> dict[str, Process]:
+        """The processes on other machines, all of them while the status is younger than SILENCE_S, then none."""
+        found = {role: process for role, process in self.processes().items() if process.host != platform.node()}
+        last_word = self.status_file if self.status_file.is_file() else self.pids
+        return found if found and time.time() - last_word.stat().st_mtime < SILENCE_S else {}
 
     def errors(self) -> list[dict[str, Any]]:
         """What ranks recorded when they failed (`rank`, `time_s`, `traceback`), the first failure first."""
@@ -218,7 +191,7 @@ class RunDirectory:
         """Ranks that ended without a word, as a killed process does: recorded, not alive, and no error of theirs."""
         spoke = {f"rank{error['rank']}" for error in self.errors()}
         return {role: process for role, process in self.processes().items()
-                if role.startswith("rank") and role not in spoke and not process.alive()}
+                if role.startswith("rank") and role not in spoke and process.gone()}
 
     def saved_steps(self) -> list[int]:
         """Steps with a whole checkpoint, oldest first."""
@@ -257,87 +230,6 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON; the file appears whole or not at all."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text`; the file appears whole or not at all, and a failure leaves the old one."""
-    part = _part(path)
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def write_folder(path: Path) -> Iterator[Path]:
-    """A new folder to fill, moved to `path` at the end of the block; a failure leaves what was there before.
-
-    A folder that lies at `path` is replaced.  What a killed process left behind is swept away by the next one.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path.parent, glob.escape(path.name))
-    part = _part(path)
-    part.mkdir()
-    try:
-        yield part
-        replace_folder(part, path)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise OSError(errno.ENOSPC, "no space left on the disk, nothing was kept: free some and run again",
-                          str(path)) from error
-        raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def replace_folder(part: Path, path: Path) -> None:
-    """Move the folder `part`, once it is on the disk, to `path`, in the place of a folder that lies there."""
-    _flush(part)
-    try:
-        if path.exists():
-            path.replace(_part(path.with_name(f"{path.name}.old")))
-        part.replace(path)
-    finally:
-        _sweep(path.parent, glob.escape(path.name))    # the old one goes, or comes back
-
-
-def _part(path: Path) -> Path:
-    """Where this process writes what is to lie at `path`."""
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
-
-
-def _sweep(folder: Path, names: str = "*") -> None:
-    """Remove what dead processes, or earlier work of this one, left of what was to have one of the `names` in `folder`.
-
-    A folder that was moved aside for another one, which then never came, is put back.
-    """
-    import psutil
-
-    for stale in folder.glob(f".{names}.*.part"):
-        found = re.fullmatch(r"\.(.+?)(\.old)?\.(\d+)\.part", stale.name)
-        if not found or (int(found[3]) != os.getpid() and psutil.pid_exists(int(found[3]))):
-            continue
-        if found[2] and not (folder / found[1]).exists():
-            stale.replace(folder / found[1])
-        elif stale.is_dir():
-            shutil.rmtree(stale, ignore_errors=True)
-        else:
-            stale.unlink(missing_ok=True)
-
-
-def _flush(folder: Path) -> None:
-    """Make sure that what is in `folder` is on the disk before its name says so."""
-    for file in folder.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
 
 
 def _origin() -> dict[str, Any]:
