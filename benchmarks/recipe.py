@@ -1,7 +1,7 @@
 """Validation bits per byte after the same time on the same text: recipes against each other, over several seeds.
 
-    python benchmarks/recipe.py --data SHARDS [--model micro] [--seconds 60 | --tokens 2e6] [--recipes ours plain]
-    python benchmarks/recipe.py --data SHARDS --tying [--model nano] [--steps 250]
+    python benchmarks/recipe.py [--data SHARDS] [--model micro] [--seconds 60 | --tokens 2e6] [--recipes ours plain]
+    python benchmarks/recipe.py [--data SHARDS] --tying [--model nano] [--steps 250]
 
 Each recipe first trains for some steps, untimed, to be compiled and to show its rate; that rate says how many steps fit
 the time, and its schedule ends there.  With `--tokens` all read as many, which is the same time where their rates are
@@ -33,7 +33,7 @@ from tinylib.train import train
 
 RECIPES: dict[str, dict[str, Any]] = {
     "plain": {"unembedding_lr": 0.004, "warmdown_fraction": 0.2},
-    "half batch": {"total_batch_size": 4096},
+    "twice the batch": {"total_batch_size": 8192},
     "adamw": {"matrix_optimizer": "adamw", "matrix_lr": 0.008},
 }
 """Changes to the library's own recipe, "ours".  Plain is nanochat's of October 2025; AdamW's rate is the best of 0.002,
@@ -107,10 +107,10 @@ def tying(base: TrainConfig) -> pd.DataFrame:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, type=Path)
+    parser.add_argument("--data", type=Path, help="token shards; those of the cpu profile by default")
     parser.add_argument("--model", default="micro", choices=PRESETS)
     parser.add_argument("--seq-len", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=8192, help="tokens in a step")
+    parser.add_argument("--batch", type=int, default=4096, help="tokens in a step")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=250, help="of each run of --tying")
@@ -118,9 +118,10 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=["ours", *RECIPES])
     parser.add_argument("--tying", action="store_true")
     options = parser.parse_args()
-    vocab_size = Shards(options.data).tokenizer.vocab_size
+    data = options.data or hardware.profile("cpu").shards
+    vocab_size = Shards(data).tokenizer.vocab_size
     model = replace(PRESETS[options.model], seq_len=options.seq_len, vocab_size=vocab_size)
-    base = replace(hardware.profile("cpu").train, model=model, data=str(options.data), total_batch_size=options.batch,
+    base = replace(hardware.profile("cpu").train, model=model, data=str(data), total_batch_size=options.batch,
                    device_batch_size=min(16, options.batch // options.seq_len), eval_every=None, save_every=None,
                    eval_tokens=131_072)
     if options.tying:

@@ -169,7 +169,7 @@ def test_stopping_by_signal_again_and_again_leaves_no_seam(run: TrainConfig, cha
 
 def test_resuming_in_float16_keeps_the_loss_scale(run: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """From a scale that overflows at first, and with so little patience that it also grows."""
-    monkeypatch.setattr("tinylib.train.LossScale", partial(LossScale, first=2.0**26, patience=3))
+    monkeypatch.setattr("tinylib.train.LossScale", partial(LossScale, first=2.0**26, patience=2))
     whole = replace(run, dtype="float16")
     train(whole)
     scales = [2.0**26, *(checkpoint.read_loop(RunDirectory(whole.run).checkpoint(step))["loss_scale"][0]

