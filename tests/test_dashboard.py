@@ -112,6 +112,11 @@ def test_a_resumed_run_goes_on_from_its_checkpoint(directory):
     progress.read()
     assert list(progress.curves()[0].index) == list(range(1, 22)) and progress.recent[-1]["loss"] == 0.125
     assert progress.evaluation is None, "the evaluation came after the checkpoint"
+    directory.truncate_metrics(10)
+    for number in range(11, 61):
+        directory.append_metrics(step(number, loss=0.5))
+    progress.read()
+    assert list(progress.curves()[0].tail(50)) == [0.5] * 50, "also where the file is longer than before by now"
     directory.metrics_file.unlink()
     progress.read()
     assert not len(progress.curves()[0])

@@ -296,7 +296,7 @@ class _Loop:
 
     def _header(self) -> dict[str, Any]:
         compiled, reason = self._compile()
-        if self.world.rank == 0:
+        if self.world.rank == 0 and self.config.compile == "auto":    # what is left to the machine is said
             print(f"{self.world.size} × {self.device.kind} ({self.device.name}); {self.dtype}: {self.dtype_reason}; "
                   f"{reason}", flush=True)
         return {"kind": "header", "step": self.step, "time_s": time.time(), "world_size": self.world.size,
