@@ -26,7 +26,7 @@ from pathlib import Path
 from training_step import shards
 
 from tinylib import sizing
-from tinylib.config import PRESETS, GPTConfig, TrainConfig, from_json, to_json
+from tinylib.config import PRESETS, TrainConfig, from_json, to_json
 from tinylib.hardware import ACCELERATORS
 
 GLOO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
@@ -142,7 +142,8 @@ def traffic(config: TrainConfig, processes: int, place: Path) -> dict[str, float
     reduce_s, reduced = (statistics.median(step[part] for step in steps) for part in (0, 1))
     gather_s, gathered = (statistics.median(sum(one[part] for one in step[2]) for step in steps) for part in (0, 1))
     share = (processes - 1) / processes
-    form = {"reduced": 2 * sizing.weight_bytes(model) * share, "gathered": 4 * sizing.parameters(model).blocks * share}
+    form = {"reduced": 2 * sizing.weight_bytes(model) * share,
+            "gathered": sizing.gathered_bytes(model, processes) * share}
     link = reduced / processes / reduce_s
     predicted_s = sizing.communication_s(model, replace(ACCELERATORS["H100"], link=link), processes)
     print(f"{processes} processes, MB sent by each in a step: gradients {reduced / processes / 1e6:.3f} (closed form "
@@ -154,30 +155,20 @@ def traffic(config: TrainConfig, processes: int, place: Path) -> dict[str, float
             "predicted_s": predicted_s, "reduce_s": reduce_s, "gather_s": gather_s}
 
 
-def padded_bytes(config: GPTConfig, world_size: int) -> int:
-    """Bytes of updates that `optim.Muon` really gathers: of each shape every rank gives equally many matrices."""
-    shapes = [spec.shape for spec in config.tensors() if spec.role == "matrix"]
-    return sum(4 * rows * columns * world_size * -(-shapes.count((rows, columns)) // world_size)
-               for rows, columns in set(shapes))
-
-
 def paper() -> dict[str, dict[str, float]]:
     """Communication of a step of 524,288 tokens on H100s, against computing at the MFU that plans assume."""
     h100 = ACCELERATORS["H100"]
-    links = {"8 GPUs, NVLink": (8, h100.link), "4 × 8, 8 × 400 Gb/s a node": (32, min(h100.link, 8 * 50e9)),
+    links = {"8 GPUs, NVLink": (8, h100.link), "4 × 8, 8 × 400 Gb/s a node": (32, min(h100.link, 8 * sizing.NETWORK)),
              "4 × 8, 400 Gb/s a node": (32, 50e9), "4 × 8, 100 Gb/s a node": (32, 12.5e9)}
     found = {}
     for name, shape in (("goldilocks", PRESETS["goldilocks"]), ("nanochat-d20", PRESETS["nanochat-d20"])):
         for label, (devices, link) in links.items():
             compute_s = 524_288 * sizing.flops_per_token(shape) / (devices * h100.peak_flops * sizing.ASSUMED_MFU)
-            form_s = sizing.communication_s(shape, replace(h100, link=link), devices)
-            extra = (padded_bytes(shape, devices) - 4 * sizing.parameters(shape).blocks) * (devices - 1) / devices
-            loop_s = form_s + extra / link
-            found[f"{name}, {label}"] = {"compute_s": compute_s, "form_s": form_s, "loop_s": loop_s,
-                                         "share": loop_s / (compute_s + loop_s)}
+            talk_s = sizing.communication_s(shape, replace(h100, link=link), devices)
+            share = talk_s / (compute_s + talk_s)
+            found[f"{name}, {label}"] = {"compute_s": compute_s, "communication_s": talk_s, "share": share}
             print(f"{name + ', ' + label:<42}computing {1000 * compute_s:>7.2f} ms, communicating "
-                  f"{1000 * form_s:>7.2f} ms by the closed form, {1000 * loop_s:>7.2f} ms as the loop does it: "
-                  f"{100 * loop_s / (compute_s + loop_s):>3.0f} % of a step without overlap")
+                  f"{1000 * talk_s:>7.2f} ms: {100 * share:>3.0f} % of a step without overlap")
     return found
 
 

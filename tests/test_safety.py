@@ -95,13 +95,26 @@ sys.addaudithook(hook)
 """
 """Code that kills its process just before it changes the files for the `count`-th time."""
 
+IN_MICRO_BATCH = """
+import os, signal, tinylib.train as t
+forward, calls = t.GPT.forward, 0
+def _forward(self, *args, **settings):
+    global calls
+    calls += 1
+    if calls == {call}:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return forward(self, *args, **settings)
+t.GPT.forward = _forward
+"""
+"""Code that has a run signalled in the `call`-th forward pass."""
+
 IN_EVALUATION = """
 import os, signal, tinylib.train as t
 evaluate = t._Loop._evaluate
-def _evaluate(self):
+def _evaluate(self, stop_asked):
     if self.step == {step}:
         os.kill(os.getpid(), signal.{number})
-    return evaluate(self)
+    return evaluate(self, stop_asked)
 t._Loop._evaluate = _evaluate
 """
 
@@ -302,21 +315,40 @@ def test_a_signal_saves_and_ends_and_the_run_goes_on(nursery, tiny, uninterrupte
     code, said = nursery.run(config, stops, resume=False)
     directory = RunDirectory(config.run)
     assert code == 0, said
-    assert directory.saved_steps() == [7] and directory.status()["step"] == 7 and not directory.errors()
+    assert directory.saved_steps() == [6] and directory.status()["step"] == 6 and not directory.errors()
     assert directory.status()["state"] == directory.summary()["state"] == "stopped"
     with pytest.raises(ValueError, match="already holds a run: resume it"):
         train.train(config)
     assert nursery.run(config)[0] == 0
-    shutil.rmtree(directory.checkpoint_path(7))
+    shutil.rmtree(directory.checkpoint_path(6))
     assert outcome(config) == expected
 
 
-@pytest.mark.parametrize(("step", "state", "last"), [(4, "stopped", 5), (6, "finished", 6)])
-def test_a_signal_in_evaluation_waits_for_its_end(nursery, tiny, step, state, last) -> None:
+@pytest.mark.parametrize(("step", "before"), [(4, 2), (6, 4)])
+def test_a_signal_in_evaluation_ends_it_and_resuming_makes_it_again(nursery, tiny, uninterrupted, step, before) -> None:
+    expected = uninterrupted(tiny)
     assert nursery.run(tiny, IN_EVALUATION.format(step=step, number="SIGTERM"))[0] == 0
     directory = RunDirectory(tiny.run)
-    assert directory.last("eval")["step"] == step
-    assert (directory.status()["state"], directory.saved_steps()[-1]) == (state, last)
+    assert directory.last("eval")["step"] == before
+    assert (directory.status()["state"], directory.saved_steps()[-1]) == ("stopped", step)
+    assert nursery.run(tiny)[0] == 0
+    assert outcome(tiny) == expected
+
+
+@pytest.mark.parametrize(("call", "last"), [(2, 0), (4, 1), (6, 1), (11, 2)])
+def test_a_signal_ends_the_step_after_its_micro_batch(nursery, tiny, uninterrupted, call, last) -> None:
+    """Of four micro-batches to a step; after its last one, the step is whole, and the next does not begin."""
+    config = replace(tiny, eval_every=None, save_every=None)
+    expected = uninterrupted(config)
+    code, said = nursery.run(config, IN_MICRO_BATCH.format(call=call), resume=False)
+    directory = RunDirectory(config.run)
+    assert code == 0, said
+    assert directory.status()["state"] == "stopped" and directory.status()["step"] == last
+    assert directory.saved_steps() == ([last] if last else []), "nothing is no checkpoint"
+    assert nursery.run(config)[0] == 0
+    if last:
+        shutil.rmtree(directory.checkpoint_path(last))
+    assert outcome(config) == expected
 
 
 def test_a_second_signal_does_not_wait(nursery, tiny) -> None:
@@ -334,7 +366,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(nursery, tiny, signalle
                                                           action="signal.raise_signal(signal.SIGINT)"))
     assert [nursery.wait(pid)[0] for pid in ranks] == [0, 0]
     directory = RunDirectory(config.run)
-    assert directory.saved_steps() == [4] == [directory.last("step")["step"]]
+    assert directory.saved_steps() == [3] == [directory.last("step")["step"]]
     assert directory.status()["state"] == "stopped" and not directory.errors() and not directory.processes()
 
 

@@ -59,7 +59,8 @@ def train(config: TrainConfig, resume: bool = False) -> Summary:
     """Train as `config` says, writing its run directory; under torchrun, as one of several ranks.
 
     `resume` goes on from the newest checkpoint (from the start if there is none).  SIGINT and SIGTERM end the run after
-    the step at hand, with a checkpoint.  Raises ConfigError or ValueError for what can't be trained, before any step.
+    the micro-batch at hand, with a checkpoint of the last whole step.  Raises ConfigError or ValueError for what can't
+    be trained, before any step.
     """
     resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     directory = RunDirectory(config.run)
@@ -142,17 +143,19 @@ class _Loop:
         self.say("running", step=self.step)
         with self._batches(self.config.steps) as batches, self._events() as self.also_append:
             if 0 < self.step < self.config.steps and _due(self.step, self.config.eval_every):
-                self._evaluate()    # what comes after saving is done again
+                self._evaluate(stop_asked)    # what comes after saving is done again
             while self.step < self.config.steps:
-                stopping = self._step(batches, stop_asked())
-                last = self.step == self.config.steps
-                if stopping or last or _due(self.step, self.config.save_every):
-                    self._save()
-                if stopping and not last:
+                if not self._step(batches, stop_asked):
+                    if self.step not in (0, *self.directory.saved_steps()):
+                        self._save()
                     return self._end("stopped", None)
+                last = self.step == self.config.steps
+                if last or _due(self.step, self.config.save_every):
+                    self._save()
                 if not last and _due(self.step, self.config.eval_every):
-                    self._evaluate()
-            return self._end("finished", self._evaluate())
+                    self._evaluate(stop_asked)
+            val_bpb = self._evaluate(stop_asked)
+            return self._end("stopped" if val_bpb is None else "finished", val_bpb)
 
     def _events(self) -> AbstractContextManager[Any]:
         """What also takes the records that rank 0 appends to the metrics."""
@@ -173,25 +176,28 @@ class _Loop:
                       seed=config.seed, rows=[range(row, row + config.device_batch_size) for row in first],
                       pin=world.device if world.device.type == "cuda" else None)
 
-    def _step(self, batches: Loader, stop_asked: bool) -> bool:
-        """One optimizer step; returns whether any rank was asked to stop."""
+    def _step(self, batches: Loader, stop_asked: Callable[[], bool]) -> bool:
+        """One optimizer step; returns False, with nothing changed, where a rank was asked to stop in its middle."""
         began = time.perf_counter()
-        loss, data_s = self._accumulate(batches)
-        tally = self._tally(loss, stop_asked, time.perf_counter() - began)
-        self.gradient.copy_(self.world.total(self.gradient))
+        done, loss, data_s = self._accumulate(batches, stop_asked)
+        tally = self._tally(loss, done < self.accumulation, time.perf_counter() - began)
         loss, stops, *ranks = self.world.total(tally).tolist()
+        if stops:
+            self.gradient.zero_()
+            return False
+        self.gradient.copy_(self.world.total(self.gradient))
         self.ranks = [{"own_s": round(own_s, 4), "memory_bytes": int(peak)}
                       for own_s, peak in zip(ranks[::2], ranks[1::2], strict=True)]
         multiplier, norm = self._update(loss)
         self.gradient.zero_()
         self.step += 1
         self._record(loss, norm, multiplier, time.perf_counter() - began, data_s)
-        return stops > 0
+        return True
 
-    def _tally(self, loss: float, stop_asked: bool, own_s: float) -> Tensor:
+    def _tally(self, loss: float, stops: bool, own_s: float) -> Tensor:
         """This rank's part of what all add up: loss, stops, and in places of its own its seconds and peak memory."""
         tally = torch.zeros(2 + 2 * self.world.size, dtype=torch.float64)
-        tally[:2] = torch.tensor([loss, float(stop_asked)], dtype=torch.float64)
+        tally[:2] = torch.tensor([loss, float(stops)], dtype=torch.float64)
         place = 2 + 2 * self.world.rank
         tally[place], tally[place + 1] = own_s, hardware.peak_memory_bytes(self.world.device.type)
         return tally
@@ -213,12 +219,15 @@ class _Loop:
             self.gradient.mul_(factor)
         return (self.optimizer.step(self.step) if usable else 0.0), norm
 
-    def _accumulate(self, batches: Loader) -> tuple[float, float]:
-        """Add up this rank's share of the batch's loss and gradient; returns the loss and the seconds spent on data."""
-        config, device, data_s = self.config, self.world.device, 0.0
+    def _accumulate(self, batches: Loader, stop_asked: Callable[[], bool] = lambda: False) -> tuple[int, float, float]:
+        """Add up this rank's share of the batch's loss and gradient, by micro-batches, until it is to stop.
+
+        Returns how many it took, the loss, and the seconds spent on data.
+        """
+        config, device, data_s, done = self.config, self.world.device, 0.0, 0
         loss_sum = torch.zeros((), device=device)
         targets = self.shards.targets(self.step, batch_size=self.rows, seq_len=config.model.seq_len, seed=config.seed)
-        for _ in range(self.accumulation):
+        while done < self.accumulation and not stop_asked():
             began = time.perf_counter()
             x_BT, y_BT = (tensor.to(device, non_blocking=tensor.is_pinned()) for tensor in next(batches))
             data_s += time.perf_counter() - began
@@ -226,7 +235,8 @@ class _Loop:
                 loss = self.model(x_BT, y_BT, reduction="sum") / targets
             (loss * self.scale.value).backward()
             loss_sum += loss.detach()
-        return float(loss_sum), data_s
+            done += 1
+        return done, float(loss_sum), data_s
 
     def _record(self, loss: float, norm: float, multiplier: float, dt_s: float, data_s: float) -> None:
         self.losses.append(loss)
@@ -240,10 +250,13 @@ class _Loop:
             "time_s": time.time()})
         self.say("running", step=self.step)
 
-    def _evaluate(self) -> float:
+    def _evaluate(self, stop_asked: Callable[[], bool]) -> float | None:
+        """Validation bits per byte, also into the metrics; None, and no trace, where a rank was asked to stop."""
         result = score(self.model, self.validation, max_tokens=self.config.eval_tokens,
                        batch_size=self.config.device_batch_size, rank=self.world.rank, world_size=self.world.size,
-                       total=self.world.total)
+                       total=self.world.total, stop_asked=stop_asked)
+        if result.stops:
+            return None
         self._append({"kind": "eval", "step": self.step, "val_bpb": result.bits_per_byte, "val_loss": result.loss,
                       "time_s": time.time()})
         if self.world.rank == 0:

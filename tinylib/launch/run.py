@@ -129,10 +129,10 @@ class Run:
         return summary
 
     def stop(self, timeout_s: float = 10.0) -> None:
-        """Ask every rank to finish its step, save and exit; end by force what is left after `timeout_s` and one step.
+        """Ask every rank to save and exit; end by force what is left after `timeout_s` and one micro-batch.
 
-        Returns when no process of the run is left on this machine; those on other machines, told by these, end too.
-        Raises ValueError where all of them are elsewhere.
+        The step at hand is left undone.  Returns when no process of the run is left on this machine; those on other
+        machines, told by these, end too.  Raises ValueError where all of them are elsewhere.
         """
         if not self.directory.alive() and self.status()["state"] not in ENDED:
             hosts = ", ".join(sorted({process.host for process in self.directory.elsewhere().values()}))
@@ -143,7 +143,7 @@ class Run:
             _signal(process, signal.SIGTERM)
         if ranks:
             # torchrun ends by itself once all its ranks have.
-            wait_until(lambda: not self.directory.alive(), timeout_s + self._step_s())
+            wait_until(lambda: not self.directory.alive(), timeout_s + self._micro_batch_s())
         for role, process in self.directory.alive().items():
             if role.startswith("agent"):    # halted, it starts no further rank while its family is counted
                 _signal(process, signal.SIGSTOP)
@@ -226,9 +226,9 @@ class Run:
         text = next((text for text in texts if "Traceback" in text), texts[-1] if texts else "nothing was printed")
         return "\n".join(text.splitlines()[-lines:])
 
-    def _step_s(self) -> float:
-        step = self.directory.last("step")
-        return float(step["dt_s"]) if step else 0.0
+    def _micro_batch_s(self) -> float:
+        step, header = self.directory.last("step"), self.directory.last("header")
+        return float(step["dt_s"]) / header["accumulation"] if step and header else 0.0
 
 
 def attach(path: str | os.PathLike[str] | None = None) -> Run:

@@ -149,7 +149,7 @@ class RunDirectory:
         """The last line of a run that ended by itself."""
         return self.last("summary")
 
-    def last(self, kind: Literal["step", "eval", "summary"]) -> dict[str, Any] | None:
+    def last(self, kind: Literal["header", "step", "eval", "summary"]) -> dict[str, Any] | None:
         """The newest line of its kind."""
         found = None
         for record in self.records():

@@ -30,14 +30,23 @@ from tinylib.sizing.memory import (
     update_bytes,
     weight_bytes,
 )
-from tinylib.sizing.planning import ASSUMED_MFU, Plan, communication_s, plan, plan_batch, plans
+from tinylib.sizing.planning import (
+    ASSUMED_MFU,
+    NETWORK,
+    Plan,
+    communication_s,
+    gathered_bytes,
+    plan,
+    plan_batch,
+    plans,
+)
 from tinylib.sizing.shapes import search, specifications
 from tinylib.sizing.trades import beaten_by, findings, missed, practical_depth
 
 __all__ = [
-    "ASSUMED_MFU", "BUDGETS", "PUBLISHED", "TIERS", "Budget", "Convention", "Flops", "Memory", "Parameters", "Plan",
-    "Precision", "Published", "Tier", "activation_bytes", "balanced", "beaten_by", "chunk_rows", "communication_s",
-    "decode_flops", "findings", "flops_by_part", "flops_per_token", "kv_cache_bytes", "largest_batch", "layers",
-    "loss_bytes", "memory", "missed", "optimizer_bytes", "parameters", "plan", "plan_batch", "plans",
-    "practical_depth", "prefill_flops", "published", "search", "sheet", "specifications", "tier", "token_budget",
-    "update_bytes", "weight_bytes"]
+    "ASSUMED_MFU", "BUDGETS", "NETWORK", "PUBLISHED", "TIERS", "Budget", "Convention", "Flops", "Memory",
+    "Parameters", "Plan", "Precision", "Published", "Tier", "activation_bytes", "balanced", "beaten_by", "chunk_rows",
+    "communication_s", "decode_flops", "findings", "flops_by_part", "flops_per_token", "gathered_bytes",
+    "kv_cache_bytes", "largest_batch", "layers", "loss_bytes", "memory", "missed", "optimizer_bytes", "parameters",
+    "plan", "plan_batch", "plans", "practical_depth", "prefill_flops", "published", "search", "sheet",
+    "specifications", "tier", "token_budget", "update_bytes", "weight_bytes"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from tinylib import rules
 from tinylib.config import GPTConfig
 from tinylib.hardware import ACCELERATORS, Accelerator
 from tinylib.sizing.budgets import BUDGETS, token_budget
-from tinylib.sizing.counts import flops_per_token, parameters
+from tinylib.sizing.counts import flops_per_token
 from tinylib.sizing.memory import Memory, largest_batch, memory, weight_bytes
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ ASSUMED_MFU = 0.4
 CHARACTERS_PER_TEXT_SHARD = 250e6
 """nanochat's text shards, about 100 MB compressed each."""
 NETWORK = 50e9
-"""Bytes a second between machines, for each device: 400 Gb/s InfiniBand, as in an NVIDIA DGX H100: an assumption."""
+"""Bytes a second between machines, for each device: 400 Gb/s InfiniBand, as in an NVIDIA DGX H100: an assumption.
+The devices of a machine send over all its links at once."""
 
 
 @dataclass(frozen=True)
@@ -200,16 +202,30 @@ def _duration(seconds: float) -> str:
 def communication_s(config: GPTConfig, accelerator: Accelerator, nproc_per_node: int, nnodes: int = 1) -> float:
     """Least seconds of a step that one device spends on links: float32 gradients summed, Muon's updates handed round.
 
-    A ring sends 2·(n - 1)/n of the gradients' bytes and (n - 1)/n of the blocks', over its slowest link; nothing of it
-    overlaps with computing.  Source: Patarasuk and Yuan 2009, section 3 (the ring is bandwidth-optimal).
+    A ring sends 2·(n - 1)/n of the gradients' bytes and (n - 1)/n of `gathered_bytes`, over its slowest link; nothing
+    of it overlaps with computing.  Between machines there are as many rings as devices, each over a link of its own.
+    Source: Patarasuk and Yuan 2009, section 3 (the ring is bandwidth-optimal).
 
     >>> from tinylib.config import PRESETS
     >>> f"{communication_s(PRESETS['goldilocks'], ACCELERATORS['H100'], 8):.5f}"
-    '0.00069'
+    '0.00075'
     """
     world_size = nproc_per_node * nnodes
-    sent = (2 * weight_bytes(config) + 4 * parameters(config).blocks) * (world_size - 1) / world_size
-    return sent / (accelerator.link if nnodes == 1 else min(accelerator.link, NETWORK))
+    sent = (2 * weight_bytes(config) + gathered_bytes(config, world_size)) * (world_size - 1) / world_size
+    return sent / (accelerator.link if nnodes == 1 else min(accelerator.link, nproc_per_node * NETWORK))
+
+
+def gathered_bytes(config: GPTConfig, world_size: int) -> int:
+    """Bytes of Muon's updates in float32 as all processes hand them round.
+
+    Each gives equally many matrices of a shape, so where they don't divide among the processes some are padding.
+
+    >>> from tinylib.config import PRESETS, GPTConfig
+    >>> [gathered_bytes(PRESETS["goldilocks"], count) // 2**20 for count in (1, 2, 4, 8, 32)]
+    [48, 48, 48, 80, 288]
+    """
+    shapes = Counter(spec.shape for spec in config.tensors() if spec.role == "matrix")
+    return sum(4 * math.prod(shape) * world_size * math.ceil(count / world_size) for shape, count in shapes.items())
 
 
 def plan(config: GPTConfig, tokens: int | None = None, budget: str = "all", total_batch_size: int = 524_288,

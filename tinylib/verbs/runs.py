@@ -74,7 +74,7 @@ def _name(model: GPTConfig) -> str:
 
 
 def _runs_stop(run: str) -> Result:
-    """Have RUN, a directory or the name of one, finish its step, save and end; a run that has ended stays as it is."""
+    """Have RUN, a directory or the name of one, save its last whole step and end; one that has ended stays as it is."""
     from tinylib.launch import attach
 
     chosen = attach(run)

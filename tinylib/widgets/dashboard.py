@@ -145,7 +145,7 @@ class Controls:
         """`after` is called when something that a button began is done."""
         self.run, self.doing, self._after = run, "", after
         narrow = {"layout": widgets.Layout(width="90px")}
-        self.stop = widgets.Button(description="Stop", tooltip="finish the step, save, leave", **narrow)
+        self.stop = widgets.Button(description="Stop", tooltip="save the last whole step and leave", **narrow)
         self.resume = widgets.Button(description="Resume", tooltip="go on from the newest checkpoint", **narrow)
         self.log = widgets.ToggleButton(description="Log", tooltip="the end of what a rank printed", **narrow)
         self.rank = widgets.Dropdown(layout=widgets.Layout(width="110px"))
