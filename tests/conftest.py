@@ -28,7 +28,7 @@ BUDGET_S = defaultdict(lambda: 10.0, {
     "tests/test_safety.py": 60.0, "tests/test_exact.py": 40.0, "tests/test_parity.py": 15.0,
     "tests/test_model.py": 20.0, "tests/test_memory.py": 40.0, "tests/test_search.py": 15.0,
     "tests/test_corpus.py": 20.0, "tests/test_exercises.py": 30.0, "tests/test_widgets.py": 12.0,
-    "tests/test_dashboard.py": 30.0,
+    "tests/test_dashboard.py": 30.0, "tests/test_browser.py": 60.0,
     "tests/test_hub.py": 20.0, "tests/test_tokenizer_ids.py": 15.0,
     "notebooks/01_architecture_math.ipynb": 20.0, "notebooks/02_tokenizer.ipynb": 40.0,
     "notebooks/03_model.ipynb": 40.0, "notebooks/04_distributed_training.ipynb": 60.0,

@@ -27,6 +27,7 @@ from tinylib.launch import Run, attach, launch
 from tinylib.launch.progress import Curve, Picture, Progress, Slot, progress_line
 from tinylib.launch.run import wait_until
 from tinylib.rundir import RunDirectory, plain
+from tinylib.rundir.files import lines_backwards
 from tinylib.widgets import dashboard
 from tinylib.widgets.dashboard import LOG_BYTES, LOG_LINES, log_end
 
@@ -102,6 +103,21 @@ def test_a_line_that_is_being_written_waits(directory):
         progress.read()
         assert progress.recent[-1]["step"] == last
     assert progress.recent[-1]["loss"] == 7.0
+
+
+@pytest.mark.parametrize("text", ["", "no end", "\n", "one\n", "one\ntwo\n\nfour ü\nbegun", "long " * 9 + "\nx\n"])
+def test_lines_from_the_last_to_the_first(tmp_path, text):
+    (tmp_path / "file").write_text(text, encoding="utf-8")
+    for block_bytes in (1, 2, 3, 7, 64, 65_536):
+        found = [line.decode() for line in lines_backwards(tmp_path / "file", block_bytes)]
+        assert found == text.split("\n")[-2::-1]
+
+
+def test_the_newest_record_of_a_long_run_is_at_hand(directory):
+    directory.metrics_file.write_text((json.dumps(step(7)) + "\n") * 200_000 + json.dumps(step(8)) + "\n")
+    began = time.perf_counter()
+    assert directory.last("step")["step"] == 8 and time.perf_counter() - began < 0.1
+    assert directory.last("eval") is None
 
 
 def test_a_resumed_run_goes_on_from_its_checkpoint(directory):
@@ -438,7 +454,7 @@ def test_a_run_of_seconds_in_a_notebook(tiny, monkeypatch):
 
 
 def test_several_runs_side_by_side_without_widgets(directory, tmp_path):
-    """What the course keeps: panel and picture, no widget, no thread."""
+    """What the course keeps: panel and picture, no widget."""
     cells = [new_markdown_cell("# Runs"), new_code_cell(
         f"from tinylib.launch import Run\nfrom tinylib.widgets import dashboard\nrun = Run({str(directory.path)!r})\n"
         "view = dashboard(run, run)\nassert not view.controls and not view.live\nview"), new_code_cell("view")]
@@ -449,6 +465,17 @@ def test_several_runs_side_by_side_without_widgets(directory, tmp_path):
     assert "image/png" in picture.data and "widgets" not in notebook.metadata
     assert len(json.dumps(notebook.cells[1].outputs)) < 50_000
     assert notebook.cells[2].outputs == notebook.cells[1].outputs, "the same view can be shown twice"
+
+
+def test_without_widgets_a_view_keeps_up_to_the_end(tiny, tmp_path):
+    cells = [new_markdown_cell("# Live"), new_code_cell(
+        f"from tinylib.launch import attach\nfrom tinylib.widgets import dashboard\nrun = attach({tiny.run!r})\n"
+        "view = dashboard(run)\nassert not view.controls\nview"), new_code_cell(
+        "import time\nrun.wait()\nassert view.live\nwhile view.live:\n    time.sleep(0.1)")]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "one.ipynb")
+    launch(replace(tiny, steps=150, save_every=None, eval_every=None), 2)
+    panel, picture = course.execute(tmp_path / "one.ipynb", tmp_path / "kept", os.environ).cells[1].outputs
+    assert "run: finished  step 150 of 150" in panel.data["text/plain"] and "image/png" in picture.data
 
 
 def test_a_terminal_prints_lines(directory, capsys):

@@ -41,10 +41,12 @@ def rank_rows(total_rows: int, device_batch_size: int, world_sizes: Sequence[int
 
 
 @style()
-def training_curves(runs: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], note: str = "") -> Figure:
+def training_curves(runs: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], note: str = "",
+                    marks: Mapping[int, str] | None = None) -> Figure:
     """Training loss (each step, and a mean over about a twentieth of them) and bits per byte, by name of the run.
 
-    A run is its metrics and its evaluations, each indexed by step, as `Run.metrics` gives them.
+    A run is its metrics and its evaluations, each indexed by step, as `Run.metrics` gives them; `marks` says by step
+    what began there.
     """
     figure, (left, right) = canvas(columns=2)
     for (name, (steps, evaluations)), colour in zip(runs.items(), _COLOURS, strict=False):
@@ -61,6 +63,10 @@ def training_curves(runs: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], note:
     right.set(xlim=(0, 1.15 * longest))
     right.margins(y=0.15)
     left.legend(loc="upper right")
+    for step, what in (marks or {}).items():
+        left.axvline(step, color=PALETTE["black"], linewidth=1, linestyle=":")
+        left.annotate(what, (step, 0.03), xycoords=("data", "axes fraction"), xytext=(3, 0), rotation=90, fontsize=8,
+                      textcoords="offset points", va="bottom")
     if note:
         footnote(figure, note)
     return figure

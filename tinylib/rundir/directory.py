@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tinylib.rundir.files import part_of, sweep, write_json, write_text
+from tinylib.rundir.files import lines_backwards, part_of, sweep, write_json, write_text
 from tinylib.rundir.processes import Process
 
 if TYPE_CHECKING:
@@ -150,11 +150,11 @@ class RunDirectory:
         return self.last("summary")
 
     def last(self, kind: Literal["header", "step", "eval", "summary"]) -> dict[str, Any] | None:
-        """The newest line of its kind."""
-        found = None
-        for record in self.records():
-            found = record if record["kind"] == kind else found
-        return found
+        """The newest line of its kind, None if there is none."""
+        if not self.metrics_file.is_file():
+            return None
+        records = map(json.loads, lines_backwards(self.metrics_file))
+        return next((record for record in records if record["kind"] == kind), None)
 
     def status(self) -> dict[str, Any]:
         """The state as rank 0 last wrote it; "lost" if the state says running and no process of the run is alive."""

@@ -87,6 +87,23 @@ def sweep(folder: Path, names: str = "*") -> None:
             stale.unlink(missing_ok=True)
 
 
+def lines_backwards(path: Path, block_bytes: int = 65_536) -> Iterator[bytes]:
+    """The lines of a file, the last one first, read from its end; one that is still being written is left out."""
+    with path.open("rb") as file:
+        at, rest = file.seek(0, os.SEEK_END), None    # no end of a line seen yet
+        while at > 0:
+            size = min(block_bytes, at)
+            at = file.seek(at - size)
+            parts = (file.read(size) + (rest or b"")).split(b"\n")
+            if rest is None:
+                del parts[-1]
+            if parts:
+                rest, *lines = parts
+                yield from reversed(lines)
+        if rest is not None:
+            yield rest
+
+
 def _flush(folder: Path) -> None:
     """Make sure that what is in `folder` is on the disk before its name says so."""
     for file in folder.rglob("*"):

@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 from tinylib import rules
 from tinylib.launch import Run
 from tinylib.launch.progress import FASTEST_S, Picture, Progress, Slot
+from tinylib.rundir import ENDED
 from tinylib.widgets.explorer import ipywidgets_or_none
 from tinylib.widgets.panel import words
 from tinylib.widgets.standing import Standing, look, standing_html, standing_text
@@ -29,8 +30,8 @@ def dashboard(run: Run, *more_runs: Run, every_s: float = 1.0) -> Dashboard:
     """A live view of one or more runs with buttons to stop, to resume and to read the logs.
 
     It is updated every `every_s` seconds, at most twice a second, by a thread that ends with the runs, with `close()`,
-    or when the same runs are shown anew.  Where widgets can't run, or $TINYLIB_WIDGETS is "off", it shows how the runs
-    stand and stays so.  Raises ConfigError for what is no Run.
+    or when the same runs are shown anew.  Where widgets can't run, or $TINYLIB_WIDGETS is "off", it has no buttons;
+    outside a notebook it shows how the runs stand and stays so.  Raises ConfigError for what is no Run.
     """
     runs = (run, *more_runs)
     rules.refuse("dashboard", [*(None if isinstance(one, Run) else f"run={one!r} is not a Run: use launch(...) or "
@@ -71,9 +72,10 @@ class Dashboard:
         with self._turn:
             self._panel.show(_faces(standings))
             self._picture = self._picture or Picture([run.directory.name for run in self.runs])
-            picture = self._picture.bundle(self._progress, now=last)
-            if picture:
-                self._curves.show(picture)
+            ended = all(standing.state in ENDED for standing in standings)
+            picture = self._picture.bundle(self._progress, now=last or ended)
+            if picture or self._curves.handle is None:    # a place that a thread makes later would be in no cell
+                self._curves.show(picture or {"text/plain": "(no step yet)"})
             for control, standing in zip(self.controls, standings, strict=False):
                 control.follow(standing)
 
@@ -89,7 +91,7 @@ class Dashboard:
         over = False
         while not over:
             self._asked = False
-            over = self._closed.wait(self.every_s) or self.box.comm is None    # someone closed the box itself
+            over = self._closed.wait(self.every_s) or self._is_box_closed()
             if not over:
                 busy = any(control.doing for control in self.controls)
                 standings = self._look()
@@ -99,12 +101,16 @@ class Dashboard:
                 over = over and (not self._asked or self._closed.is_set())
                 self._thread = None if over else self._thread
 
+    def _is_box_closed(self) -> bool:
+        """Whether someone closed the box of buttons itself."""
+        return self.box is not None and self.box.comm is None
+
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         """How the runs stand, as IPython asks for it."""
         return _faces(self._look())
 
     def _ipython_display_(self) -> None:
-        """Show panel and picture and, where widgets run, the buttons; then keep up."""
+        """Show panel and picture and, where widgets run, the buttons; then keep up, in a notebook."""
         from IPython.core.getipython import get_ipython
         from IPython.display import display
 
@@ -114,13 +120,13 @@ class Dashboard:
         with self._turn:
             self._panel, self._curves, self._picture = Slot(), Slot(), None
         self._show(self._look(), last=True)
+        earlier = _SHOWN.get(_key(self.runs))
+        if earlier is not None and earlier is not self:
+            earlier.close()
+        _SHOWN[_key(self.runs)] = self
         if self.box is not None:
-            earlier = _SHOWN.get(_key(self.runs))
-            if earlier is not None and earlier is not self:
-                earlier.close()
-            _SHOWN[_key(self.runs)] = self
             display(self.box._repr_mimebundle_() | {"text/plain": "(buttons, once this cell is run)"}, raw=True)
-            self.start()
+        self.start()
 
     def __repr__(self) -> str:
         return standing_text(self._look())

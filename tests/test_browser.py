@@ -1,0 +1,209 @@
+"""Notebook 04 in JupyterLab in a real Chromium: its kernel is restarted while it trains, and the run is found again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+from nbformat.v4 import new_code_cell
+
+from tinylib import hardware
+from tinylib.config import GPTConfig
+from tinylib.launch import Run, runs
+from tinylib.launch.run import wait_until
+from tinylib.shards import build
+from tinylib.tokenizer import Tokenizer
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium, such as apt-get install chromium"),
+              pytest.mark.skipif(sys.platform != "linux", reason="looks for processes as Linux shows them")]
+
+NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "04_distributed_training.ipynb"
+AGAIN = "from tinylib.launch import attach\nfrom tinylib.widgets import dashboard\n\ndashboard(attach())"
+MODEL = GPTConfig(depth=4, dim=192, vocab_size=320, head_dim=64, seq_len=128)
+"""Large enough for its 40 steps to last while a kernel starts anew."""
+SETTINGS = {"notebook-extension/tracker": {"windowingMode": "none"},    # every cell is in the page, also out of sight
+            "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False}}
+
+
+class Lab:
+    """A JupyterLab on loopback, with settings and a home of its own, that shows one notebook."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.address = f"http://127.0.0.1:{free.getsockname()[1]}"
+        port = self.address.rpartition(":")[2]
+        command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}",
+                   "--allow-root", "--ServerApp.port_retries=0", "--IdentityProvider.token=test",
+                   f"--notebook-dir={folder}"]
+        with (folder / "lab.log").open("wb") as log:
+            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+    def ask(self, path: str, method: str = "GET") -> object:
+        """The server's answer; None for nothing."""
+        request = urllib.request.Request(self.address + path, method=method, headers={"Authorization": "token test"})
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            text = answer.read()
+        return json.loads(text) if text else None
+
+    def is_up(self) -> bool:
+        """Whether it answers."""
+        try:
+            return bool(self.ask("/api"))
+        except OSError:
+            return False
+
+    def end(self) -> None:
+        """End the server, and with it its kernels."""
+        self.process.terminate()
+        self.process.wait(30)
+
+    def end_kernels(self) -> None:
+        """As when the machine is restarted."""
+        for session in self.ask("/api/sessions"):
+            self.ask(f"/api/sessions/{session['id']}", "DELETE")
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch) -> Iterator[Lab]:
+    """Notebook 04, and below it what a reader types after a restart, above shards and a design of a test's size."""
+    monkeypatch.setenv("TINYLIB_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("TINYLIB_WIDGETS", raising=False)
+    for kind in ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR"):
+        monkeypatch.setenv(f"JUPYTER_{kind}", str(tmp_path / "jupyter" / kind.lower()))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    for name, settings in SETTINGS.items():
+        file = tmp_path / "jupyter/config_dir/lab/user-settings/@jupyterlab" / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps(settings))
+    texts = [f"Number {n} has the square {n * n}, and after it comes {n + 1}, but not {n / 2}." for n in range(4000)]
+    hardware.save_design(MODEL, "smoke")
+    build({"train": texts[:3600], "val": texts[3600:]}, Tokenizer.train(texts, MODEL.vocab_size),
+          hardware.profile("smoke").shards)
+    notebook = nbformat.read(NOTEBOOK, 4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = []
+    notebook.cells.append(new_code_cell(AGAIN))
+    nbformat.write(notebook, tmp_path / "04.ipynb")
+    lab = Lab(tmp_path, dict(os.environ))
+    try:
+        assert wait_until(lab.is_up, 60), (tmp_path / "lab.log").read_text()
+        yield lab
+    finally:
+        for run in runs(tmp_path / "home" / "runs"):
+            run.stop(timeout_s=1)
+        lab.end()
+
+
+@pytest.fixture
+def page(lab) -> Iterator[sync_api.Page]:
+    """The notebook in Chromium."""
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[
+            "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"])
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(60_000)
+        open_notebook(page, lab)
+        yield page
+        browser.close()
+
+
+def open_notebook(page: sync_api.Page, lab: Lab) -> None:
+    page.goto(f"{lab.address}/lab/tree/04.ipynb?token=test&reset")
+    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(state="attached")
+
+
+def choose(page: sync_api.Page, menu: str, entry: str) -> None:
+    page.get_by_role("menuitem", name=menu, exact=True).click()
+    page.get_by_role("menuitem", name=re.compile(rf"^{entry}")).first.click()
+
+
+def shown(cell: sync_api.Locator, pattern: str, timeout_s: float = 60) -> re.Match[str]:
+    """What the outputs of a cell show as soon as they show it."""
+    deadline_s = time.monotonic() + timeout_s
+    while not (found := re.search(pattern, text := cell.locator(".jp-Cell-outputArea").inner_text())):
+        assert time.monotonic() < deadline_s, f"no {pattern!r} in: {text}"
+        time.sleep(0.1)
+    return found
+
+
+def pythons(home: Path) -> list[str]:
+    """The command lines of all Pythons whose artefacts lie in `home`: server, kernels, torchrun, ranks."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cmdline()[:1] == [sys.executable] and process.environ().get("TINYLIB_HOME") == str(home):
+                found.append(" ".join(process.cmdline()))
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_a_run_outlives_its_kernel_and_obeys_its_buttons(lab, page, tmp_path):
+    cells = page.locator(".jp-Notebook .jp-CodeCell")
+    watching, last = cells.filter(has_text="run.watch()").first, cells.last
+    choose(page, "Run", "Run All Cells")
+    first = int(shown(watching, r"running  step (\d+) of 40", 120)[1])
+    assert wait_until(lambda: int(shown(watching, r"step (\d+) of 40")[1]) > first, 60), "the line moves"
+    assert watching.locator(".jp-Cell-outputArea img").count() == 1, "one picture"
+
+    choose(page, "Kernel", "Restart Kernel…")
+    page.locator(".jp-Dialog button").filter(has_text="Restart").click()
+    run = Run(hardware.profile("smoke").runs / "untied")
+    assert len(ranks := run.directory.alive()) == 3
+    before = run.status()["step"]
+    assert wait_until(lambda: run.status()["step"] > before, 30) and run.directory.alive() == ranks, "it trains on"
+
+    last.locator(".cm-content").click()
+    page.keyboard.press("Control+Enter")
+    shown(last, r"untied: running\s+step \d+ of 40")
+    assert shown(last, r"rank 0 +alive .*pid (\d+)")[1] == str(ranks["rank0"].pid), "the same processes"
+    began_s = time.monotonic()
+    last.get_by_role("button", name="Stop", exact=True).click()
+    assert wait_until(lambda: run.state == "stopped" and not run.directory.alive(), 15), repr(run)
+    assert time.monotonic() - began_s < 12
+    shown(last, r"untied: stopped\s+step \d+ of 40")
+    stopped_at = run.status()["step"]
+    assert before < stopped_at < 40 and run.directory.saved_steps()[-1] == stopped_at
+    assert not [line for line in pythons(tmp_path / "home") if "torch" in line or "tinylib" in line]
+
+    resume = last.get_by_role("button", name="Resume", exact=True)
+    sync_api.expect(resume).to_be_enabled()
+    resume.click()
+    shown(last, r"untied: (running|finished)\s+step \d+ of 40")
+    shown(last, r"untied: finished\s+step 40 of 40", 120)
+    assert list(run.metrics().index) == list(range(1, 41)) and run.metrics("eval").index[-1] == 40
+    page.screenshot(path=tmp_path / "finished.png")
+
+    page.keyboard.press("Escape")
+    page.keyboard.press("Control+s")
+    assert wait_until(lambda: "untied: finished" in (tmp_path / "04.ipynb").read_text(), 30)
+    saved = nbformat.read(tmp_path / "04.ipynb", 4)
+    sizes = {cell.source: len(json.dumps(cell.outputs)) for cell in saved.cells if cell.cell_type == "code"}
+    assert 5_000 < sizes["run.watch()"] < 50_000 and 5_000 < sizes[AGAIN] < 50_000
+    assert len(json.dumps(saved.metadata)) < 50_000
+
+    lab.end_kernels()
+    open_notebook(page, lab)
+    shown(cells.filter(has_text="run.watch()").first, r"running  step \d+ of 40")
+    shown(cells.last, r"untied: finished\s+step 40 of 40")
+    assert cells.last.locator(".jp-Cell-outputArea img").count() == 1
+    cells.last.scroll_into_view_if_needed()
+    page.screenshot(path=tmp_path / "reopened.png")
+    lab.end()
+    assert wait_until(lambda: not pythons(tmp_path / "home"), 10), pythons(tmp_path / "home")
