@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium, suc
 
 NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "04_distributed_training.ipynb"
 AGAIN = "from tinylib.launch import attach\nfrom tinylib.widgets import dashboard\n\ndashboard(attach())"
-MODEL = GPTConfig(depth=4, dim=192, vocab_size=320, head_dim=64, seq_len=128)
+MODEL = GPTConfig(depth=4, dim=256, vocab_size=320, head_dim=64, seq_len=128)
 """Large enough for its 40 steps to last while a kernel starts anew."""
 SETTINGS = {"notebook-extension/tracker": {"windowingMode": "none"},    # every cell is in the page, also out of sight
             "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False}}
