@@ -101,6 +101,18 @@ def test_the_figures_of_evaluation_draw_what_they_are_given():
     assert [bar.get_width() for bar in right.patches] == [1, 2, 3, 4]
 
 
+def test_the_curves_of_a_run_say_what_began_where_without_lying_on_them():
+    steps = pd.DataFrame({"loss": np.linspace(8, 6, 30)}, index=range(1, 31))
+    evaluations = pd.DataFrame({"val_bpb": [2.4, 2.2]}, index=[15, 30])
+    figure = plots.training_curves({"one": (steps, evaluations)}, marks={0: "2 processes", 12: "1 process"})
+    left, right = figure.axes
+    each, mean, *marks = left.lines
+    assert list(each.get_ydata()) == list(steps["loss"]) and list(right.lines[0].get_xdata()) == [15, 30]
+    assert [mark.get_xdata()[0] for mark in marks] == [0, 12] and words(figure) >= {"2 processes", "1 process"}
+    low, high = left.get_ylim()
+    assert all((min(line.get_ydata()) - low) / (high - low) > 0.1 for line in (each, mean)), "the words are below"
+
+
 def test_the_figures_of_tying_draw_what_they_are_given():
     start = pd.DataFrame({"loss": [10.1, 22.3], "own_logit": [0.5, 15.0]}, index=[0.001, 0.8])
     left, right = plots.tied_start(start, uniform=10.11, chosen=0.001).axes

@@ -62,11 +62,14 @@ def training_curves(runs: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], note:
     left.set(xlim=(0, longest))
     right.set(xlim=(0, 1.15 * longest))
     right.margins(y=0.15)
-    left.legend(loc="upper right")
+    left.legend(loc="upper right", frameon=bool(marks), facecolor="white", edgecolor="none", framealpha=1)
+    if marks:
+        low, high = left.get_ylim()
+        left.set_ylim(low - 0.12 * (high - low), high)    # room for what is said below the curves
     for step, what in (marks or {}).items():
         left.axvline(step, color=PALETTE["black"], linewidth=1, linestyle=":")
-        left.annotate(what, (step, 0.03), xycoords=("data", "axes fraction"), xytext=(3, 0), rotation=90, fontsize=8,
-                      textcoords="offset points", va="bottom")
+        left.annotate(what, (step, 0.03), xycoords=("data", "axes fraction"), xytext=(4, 0), fontsize=8,
+                      textcoords="offset points")
     if note:
         footnote(figure, note)
     return figure
