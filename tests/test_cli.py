@@ -201,12 +201,15 @@ def test_corpus_and_tokenizer(call, tmp_path):
                               "--tokenizer", tokenizer)
     assert code == 0 and result["vocab_size"] == 300
     lines = tmp_path / "lines.jsonl"
-    lines.write_text("".join(json.dumps({"text": f"Line {n} says {n * n}."}) + "\n" for n in range(300)))
-    code, result, table, _ = call("tokenize", "shards", "--corpus", str(lines), "--tokenizer", tokenizer,
+    lines.write_text("".join(json.dumps({"body": f"Line {n} says {n * n}."}) + "\n" for n in range(300)))
+    assert call("tokenize", "train", "--corpus", str(lines), "--column", "body", "--vocab-size", "280", "--tokenizer",
+                str(tmp_path / "other"))[1]["vocab_size"] == 280
+    lines_of = ("--corpus", str(lines), "--column", "body", "--tokenizer", tokenizer)
+    code, result, table, _ = call("tokenize", "shards", *lines_of,
                                   "--shards", str(tmp_path / "shards"), "--processes", "1", "--fresh")
     assert code == 0 and result["train_tokens"] == Shards(tmp_path / "shards").tokens and "val_documents" in table
     assert result["train_documents"] + result["val_documents"] == 300
-    code, result, table, err = call("tokenize", "eval", "--corpus", str(lines), "--tokenizer", tokenizer)
+    code, result, table, err = call("tokenize", "eval", *lines_of)
     assert code == 0 and err == "" and "cheapest vocabulary" in table and result["note"] in table
     assert result["documents"] > 0 and {row["kind"] for row in result["kinds"]} >= {"English", "numbers"}
     assert result["decision"]["low"] <= result["decision"]["high"]

@@ -39,15 +39,19 @@ def tokenize(arguments: list[str]) -> Result:
 
 
 def _tokenize_train(corpus: str | None = None, vocab_size: int | None = None, max_chars: int | None = None,
-                    tokenizer: Path | None = None) -> Result:
-    """Learn a vocabulary from the training split of a corpus; what isn't given is the profile's."""
+                    tokenizer: Path | None = None, column: str | None = None) -> Result:
+    """Learn a vocabulary from the training split of a corpus; what isn't given is the profile's.
+
+    Args:
+        column: as of corpus fetch, whose word stands if it is not given
+    """
     from tinylib import hardware
     from tinylib.corpus import load
     from tinylib.tokenizer import Tokenizer
 
     profile = hardware.profile()
     began, folder = time.perf_counter(), tokenizer or profile.tokenizer
-    learned = Tokenizer.train(load(corpus or profile.corpus).texts("train"), vocab_size or
+    learned = Tokenizer.train(load(corpus or profile.corpus, column=column).texts("train"), vocab_size or
                               profile.train.model.vocab_size, max_chars=max_chars, progress=sys.stderr.isatty())
     learned.save(folder)
     result = {"tokenizer": folder, "vocab_size": learned.vocab_size, "fingerprint": learned.fingerprint,
@@ -57,16 +61,21 @@ def _tokenize_train(corpus: str | None = None, vocab_size: int | None = None, ma
 
 
 def _tokenize_shards(corpus: str | None = None, tokenizer: Path | None = None, shards: Path | None = None,
-                     processes: int | None = None, fresh: bool = False) -> Result:
-    """Encode both splits of a corpus into token shards, going on where a killed call stopped unless FRESH; what isn't
-    given is the profile's, PROCESSES one a core."""
+                     processes: int | None = None, fresh: bool = False, column: str | None = None) -> Result:
+    """Encode both splits of a corpus into token shards, going on where a killed call stopped.
+
+    Args:
+        processes: how many encode, one a core if not given
+        fresh: begin anew instead of going on
+        column: as of corpus fetch, whose word stands if it is not given
+    """
     from tinylib import hardware
     from tinylib.corpus import SPLITS, load
     from tinylib.shards import Shards, build
     from tinylib.tokenizer import Tokenizer
 
     profile = hardware.profile()
-    source, folder = load(corpus or profile.corpus), shards or profile.shards
+    source, folder = load(corpus or profile.corpus, column=column), shards or profile.shards
     build({split: source.texts(split) for split in SPLITS}, Tokenizer.load(tokenizer or profile.tokenizer), folder,
           processes=processes, fresh=fresh, progress=True)
     result = {"shards": folder} | {f"{split}_{count}": getattr(Shards(folder, split), count)
@@ -75,14 +84,18 @@ def _tokenize_shards(corpus: str | None = None, tokenizer: Path | None = None, s
     return result
 
 
-def _tokenize_eval(corpus: str | None = None, tokenizer: Path | None = None) -> Result:
-    """How short the tokenizer makes text by its kind, and what other vocabularies of a corpus would do to the model."""
+def _tokenize_eval(corpus: str | None = None, tokenizer: Path | None = None, column: str | None = None) -> Result:
+    """How short the tokenizer makes text by its kind, and what other vocabularies of a corpus would do to the model.
+
+    Args:
+        column: as of corpus fetch, whose word stands if it is not given
+    """
     from tinylib import hardware
     from tinylib.corpus import load
     from tinylib.tokenizer import Tokenizer, report
 
     profile = hardware.profile()
-    source = load(corpus or profile.corpus)
+    source = load(corpus or profile.corpus, column=column)
     found = report(Tokenizer.load(tokenizer or profile.tokenizer), source.texts("train"), source.texts("val"),
                    profile.train.model)
     print(found)
