@@ -116,6 +116,18 @@ def test_stop_then_resume(config, tmp_path):
     assert again.directory.read_config()["world_size"] == 1
 
 
+def test_stop_does_not_wait_for_the_step(config, tmp_path):
+    """A step of thousands of micro-batches, a minute long: nothing of it is kept, and nothing is waited for."""
+    run = launch(replace(config, run=str(tmp_path / "run"), steps=2, device_batch_size=1, total_batch_size=2**19), 2)
+    assert wait_until(lambda: run.status()["state"] == "running", 60)
+    time.sleep(1)
+    began = time.monotonic()
+    run.stop()
+    assert time.monotonic() - began < 8, "it was ended by force, after ten seconds, or the step was finished"
+    assert run.state == "stopped" and run.status()["step"] == 0 and not run.directory.alive()
+    assert not run.directory.saved_steps() and "detail" not in run.status(), "it stopped by itself"
+
+
 def test_stop_while_starting_leaves_nothing(config, tmp_path):
     run = launch(replace(config, run=str(tmp_path / "run"), steps=2_000), 2)
     run.stop()
