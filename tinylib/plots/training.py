@@ -93,7 +93,8 @@ class LiveCurves:
         left.set_position((0.075, 0.2, 0.4, 0.68))
         right.set_position((0.585, 0.2, 0.4, 0.68))
         _name_axes(left, right)
-        self._lines = [(left.plot([], [], color=colour, **_FAINT)[0], left.plot([], [], color=colour)[0],
+        self._lines = [(left.plot([], [], color=colour, **_FAINT)[0],
+                        left.plot([], [], color=colour, markersize=4)[0],
                         right.plot([], [], "o-", color=colour, markersize=4)[0])
                        for _, colour in zip(names, itertools.cycle(_COLOURS), strict=False)]
         legend = left.legend([line for _, line, _ in self._lines], names, loc="upper right")
@@ -115,6 +116,7 @@ class LiveCurves:
             if self._each:
                 faint.set_data(losses.index, losses)
             smooth.set_data(losses.index, _smooth(losses))
+            smooth.set_marker("o" if len(losses) == 1 else "")    # a line of one point is nothing
             judged.set_data(scores.index, scores)
         self.axes[1].set_visible(any(len(scores) for _, scores in runs))
         longest = max((losses.index[-1] for losses, _ in runs if len(losses)), default=1)
