@@ -199,7 +199,7 @@ def test_the_figure_draws_what_it_is_given_and_follows():
             assert list(smooth.get_xdata()) == list(loss.index) and not len(faint.get_xdata())
             mean = loss.tail(max(1, len(loss) // 20)).mean()
             np.testing.assert_allclose(smooth.get_ydata()[-1:], [mean] * (len(loss) > 0))
-            assert smooth.get_marker() == ("o" if count == 1 else ""), "one point is seen too"
+            assert smooth.get_marker() == ("o" if len(loss) == 1 else ""), "one point is seen too"
             np.testing.assert_array_equal(right.lines[place].get_xydata(), np.column_stack([score.index, score]))
         assert right.get_visible() == (count >= 10)
         for axes in live.axes if count > 10 else ():
