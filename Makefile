@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-PYTEST := $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env
+PYTEST := $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env -rs
 CHECKED := tests tinylib notebooks
 
 .PHONY: run test test-all lab bench lint doctor help
