@@ -206,7 +206,7 @@ def test_hours_are_flops_over_what_the_devices_do():
 
 
 def test_a_line_of_hours_ends_where_communication_leaves_no_more():
-    settings = {"nproc_per_node": 8, "nnodes": 4}
+    settings = {"nproc_per_node": 1, "nnodes": 32}    # a single link a machine
     axes = plots.time_against_mfu(GOLDILOCKS, devices=("H100",), mfu=0.2, **settings).axes[0]
     most = sizing.plan(GOLDILOCKS, mfu=1.0, **settings).mfu
     assert axes.lines[0].get_xdata().max() == pytest.approx(100 * most) and most < 0.5
