@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium, suc
 
 NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "04_distributed_training.ipynb"
 AGAIN = "from tinylib.launch import attach\nfrom tinylib.widgets import dashboard\n\ndashboard(attach())"
-MODEL = GPTConfig(depth=4, dim=256, vocab_size=320, head_dim=64, seq_len=128)
+MODEL = GPTConfig(depth=6, dim=256, vocab_size=320, head_dim=64, seq_len=128)
 """Large enough for its 40 steps to last while a kernel starts anew."""
 SETTINGS = {"notebook-extension/tracker": {"windowingMode": "none"},    # every cell is in the page, also out of sight
             "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False}}
@@ -147,10 +147,10 @@ def run_last(page: sync_api.Page) -> None:
 def begin(page: sync_api.Page, cell: sync_api.Locator, run: Callable[[sync_api.Page], None]) -> None:
     """Have `cell` run; JupyterLab drops what comes before it has taken in the kernel, so then it is asked again."""
     begun = cell.locator(".jp-InputPrompt").filter(has_text=re.compile(r"\[[*\d]"))
-    for _ in range(6):
+    for _ in range(12):
         run(page)
         try:
-            begun.wait_for(timeout=10_000)
+            begun.wait_for(timeout=5_000)
             return
         except sync_api.TimeoutError:
             page.keyboard.press("Escape")
