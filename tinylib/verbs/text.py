@@ -62,7 +62,7 @@ def _tokenize_train(corpus: str | None = None, vocab_size: int | None = None, ma
 
 def _tokenize_shards(corpus: str | None = None, tokenizer: Path | None = None, shards: Path | None = None,
                      processes: int | None = None, fresh: bool = False, column: str | None = None) -> Result:
-    """Encode both splits of a corpus into token shards, going on where a killed call stopped.
+    """Encode a corpus into token shards, going on where a killed call stopped; what isn't given is the profile's.
 
     Args:
         processes: how many encode, one a core if not given
