@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -38,6 +39,13 @@ class Job:
     config: TrainConfig
     resume: bool = False
     signal_at: int | None = None
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def torchrun(processes: int, *jobs: Job | TrainConfig, timeout_s: float = 250) -> subprocess.CompletedProcess[str]:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import nbformat
 import psutil
 import pytest
 from nbformat.v4 import new_code_cell
+from ranks import free_port
 
 from tinylib import hardware
 from tinylib.config import GPTConfig
@@ -43,10 +43,8 @@ class Lab:
     """A JupyterLab on loopback, with settings and a home of its own, that shows one notebook."""
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.address = f"http://127.0.0.1:{free.getsockname()[1]}"
-        port = self.address.rpartition(":")[2]
+        port = free_port()
+        self.address = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}",
                    "--allow-root", "--ServerApp.port_retries=0", "--IdentityProvider.token=test",
                    f"--notebook-dir={folder}"]
@@ -195,6 +193,7 @@ def test_a_run_outlives_its_kernel_and_obeys_its_buttons(lab, page, tmp_path):
     page.locator(".jp-Dialog button").filter(has_text="Restart").click()
     run = Run(hardware.profile("smoke").runs / "untied")
     assert len(ranks := run.directory.alive()) == 3
+    assert len(pythons(tmp_path / "home")) >= 5, "the server, a kernel, torchrun and two ranks are seen"
     before = run.status()["step"]
     assert wait_until(lambda: run.status()["step"] > before, 30) and run.directory.alive() == ranks, "it trains on"
 

@@ -305,6 +305,17 @@ def test_buttons_are_there_when_they_make_sense(directory, sent, state, alive, s
     assert (not control.stop.disabled, not control.resume.disabled) == (stop, resume)
 
 
+def test_the_end_of_a_run_is_drawn_at_once(directory, sent):
+    """Else the last evaluation is missing from a notebook that is saved when it says "finished"."""
+    directory.write_pid("rank0")
+    view = dashboard(Run(directory.path))
+    for state, pictures in (("running", 1), ("running", 1), ("finished", 2)):
+        directory.append_metrics(step(41 + len(sent)))
+        directory.write_status(state, step=41 + len(sent), steps=100)
+        view._show(view._look(), last=False)
+        assert sum("image/png" in bundle for _, _, bundle in sent) == pictures
+
+
 def test_what_a_button_could_not_do_is_said(directory, sent):
     view = dashboard(Run(directory.path), every_s=0.5)
     (control,) = view.controls

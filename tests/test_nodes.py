@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from ranks import free_port
 
 from tinylib.config import ConfigError, TrainConfig
 from tinylib.launch import Run, RunFailed, launch, write_slurm
@@ -76,12 +77,6 @@ def began(run: Run) -> list[str]:
     file = run.directory.path / "began"
     assert wait_until(lambda: file.exists() and file.read_text(), 20)
     return file.read_text().split()
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def listening(endpoint: str) -> bool:

@@ -105,7 +105,8 @@ def test_communication_bounds_the_step():
     lonely = sizing.plan(GOLDILOCKS, nproc_per_node=1, nnodes=2)
     assert lonely.communication_s == pytest.approx((2 * gradients + 4 * 12_582_912) / 2 / 50e9)
     ideal_s = sizing.flops_per_token(GOLDILOCKS) * 524_288 / (32 * 989e12)
-    assert nodes.step_s == pytest.approx(ideal_s + nodes.communication_s) and nodes.mfu < 0.9
+    assert nodes.step_s == pytest.approx(ideal_s + nodes.communication_s)
+    assert nodes.mfu == pytest.approx(ideal_s / nodes.step_s) and nodes.mfu < 0.75
     assert nodes.cost_usd == pytest.approx(nodes.train_s / 3600 * 32 * ACCELERATORS["H100"].usd_per_hour)
 
 

@@ -12,7 +12,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ranks import free_port
 from safetensors.torch import load_file
 
 from tinylib import checkpoint, train
@@ -143,9 +143,7 @@ class Nursery:
 
     def start_ranks(self, config: TrainConfig, code: str = "", ranks: int = 2) -> list[int]:
         """The pids of the ranks of a new run; there is no torchrun that would end them all when one ends."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         return [self.start(config, code, RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=ranks, LOCAL_WORLD_SIZE=ranks,
                            MASTER_ADDR="127.0.0.1", MASTER_PORT=port) for rank in range(ranks)]
 
