@@ -42,10 +42,10 @@ def attention(config: GPTConfig, batch_size: int, dtype: torch.dtype, kind: str)
         return score_BNTT.softmax(-1) @ v_BNTH
 
     def sdpa(backend: SDPBackend | None) -> Callable[..., Tensor]:
-        def attend(*qkv: Tensor) -> Tensor:
+        def attention(*qkv: Tensor) -> Tensor:
             with sdpa_kernel(list(SDPBackend.__members__.values())[1:] if backend is None else backend):
                 return F.scaled_dot_product_attention(*qkv, is_causal=True)
-        return attend
+        return attention
 
     def both(attend: Callable[..., Tensor]) -> Callable[[], list[Tensor]]:
         def turn() -> list[Tensor]:
@@ -92,7 +92,7 @@ def muon(config: GPTConfig, kind: str) -> Ways:
         return way(lambda all_: [Muon(some, lr=0.02, dtype=dtype) for some in ([[one] for one in all_] if apart
                                                                               else [all_])])
 
-    compiled, eager = torch.compile(optim.orthogonalise, dynamic=False), optim.orthogonalise
+    compiled, eager = torch.compile(optim.newton_schulz, dynamic=False), optim.newton_schulz
     found = {"tinylib, float32": own(torch.float32), "tinylib, float32, matrix by matrix": own(torch.float32, True),
              "tinylib, bfloat16": own(torch.bfloat16),
              "torch.optim.Muon, always bfloat16": way(lambda all_: [torch.optim.Muon(
@@ -100,11 +100,11 @@ def muon(config: GPTConfig, kind: str) -> Ways:
 
     def with_compiled(turn: Callable[[], list[Tensor]]) -> Callable[[], list[Tensor]]:
         def whole() -> list[Tensor]:
-            optim.orthogonalise = compiled
+            optim.newton_schulz = compiled
             try:
                 return turn()
             finally:
-                optim.orthogonalise = eager
+                optim.newton_schulz = eager
         return whole
 
     return found | {f"tinylib, {name}, compiled": with_compiled(own(getattr(torch, name)))

@@ -27,7 +27,7 @@ from torch import Tensor
 from tinylib import hardware
 from tinylib.allocator import frugal, hoarding
 from tinylib.config import PRESETS
-from tinylib.model import cross_entropy, loss_and_gradient, soften
+from tinylib.loss import cross_entropy, softcap, softcap_cross_entropy_fwd_bwd
 from tinylib.sizing import chunk_rows
 
 Data = tuple[Tensor, Tensor, Tensor]
@@ -38,7 +38,7 @@ NAIVE = "naive, eager"
 
 def naive(x_RD: Tensor, table_VD: Tensor, y_R: Tensor, cap: float | None) -> Tensor:
     """All logits at once."""
-    return F.cross_entropy(soften(F.linear(x_RD, table_VD.to(x_RD.dtype)).float(), cap), y_R)
+    return F.cross_entropy(softcap(F.linear(x_RD, table_VD.to(x_RD.dtype)).float(), cap), y_R)
 
 
 def torchs(**settings: object) -> Loss:
@@ -47,7 +47,7 @@ def torchs(**settings: object) -> Loss:
     return lambda x_RD, table_VD, y_R, cap: F.linear_cross_entropy(x_RD, table_VD.to(x_RD.dtype), y_R, options=options)
 
 
-def ours(rows: int, kernel: object = loss_and_gradient) -> Loss:
+def ours(rows: int, kernel: object = softcap_cross_entropy_fwd_bwd) -> Loss:
     """tinylib's loss, so many rows at a time."""
     return lambda *arguments: cross_entropy(*arguments, chunk_rows=rows, kernel=kernel)
 
@@ -55,7 +55,7 @@ def ours(rows: int, kernel: object = loss_and_gradient) -> Loss:
 def contenders(cap: float | None, own_rows: int) -> dict[str, Loss]:
     """Every way there is with this cap."""
     torch._dynamo.config.recompile_limit = 1000    # one kernel compiled for each number of rows and precision
-    compiled = torch.compile(loss_and_gradient, dynamic=False)
+    compiled = torch.compile(softcap_cross_entropy_fwd_bwd, dynamic=False)
     found = {NAIVE: naive, "naive, compiled": torch.compile(naive, dynamic=False)}
     if cap is None:
         found |= {"linear_cross_entropy, all at once": torchs(),

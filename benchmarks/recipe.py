@@ -23,7 +23,7 @@ from typing import Any
 
 import pandas as pd
 
-from tinylib import hardware
+from tinylib import profiles
 from tinylib.config import PRESETS, TrainConfig
 from tinylib.evaluate import t_interval
 from tinylib.model import GPT
@@ -43,7 +43,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 def run(config: TrainConfig) -> tuple[float, float]:
     """Bits per byte and the median seconds of a step."""
     with tempfile.TemporaryDirectory() as folder:
-        summary = train(replace(config, run=f"{folder}/run"))
+        summary = train(replace(config, run_dir=f"{folder}/run"))
         return float(summary.val_bpb or 0), float(RunDirectory(f"{folder}/run").metrics()["dt_s"].median())
 
 
@@ -118,10 +118,10 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=["ours", *RECIPES])
     parser.add_argument("--tying", action="store_true")
     options = parser.parse_args()
-    data = options.data or hardware.profile("cpu").shards
+    data = options.data or profiles.profile("cpu").shards
     vocab_size = Shards(data).tokenizer.vocab_size
     model = replace(PRESETS[options.model], seq_len=options.seq_len, vocab_size=vocab_size)
-    base = replace(hardware.profile("cpu").train, model=model, data=str(data), total_batch_size=options.batch,
+    base = replace(profiles.profile("cpu").train, model=model, data=str(data), total_batch_size=options.batch,
                    device_batch_size=min(16, options.batch // options.seq_len), eval_every=None, save_every=None,
                    eval_tokens=131_072)
     if options.tying:

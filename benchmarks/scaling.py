@@ -48,7 +48,7 @@ class Case:
 def start(case: Case, config: TrainConfig, folder: Path) -> subprocess.Popen[bytes]:
     """A run under torchrun, bound to the case's cores."""
     folder.mkdir(parents=True)
-    (folder / "train.json").write_text(to_json(replace(config, run=str(folder / "run"), total_batch_size=case.total)))
+    (folder / "train.json").write_text(to_json(replace(config, run_dir=str(folder / "run"), total_batch_size=case.total)))
     command = [*GLOO, "--nproc-per-node", str(case.processes), __file__, "--one", str(folder)]
     command += ["--counted"] if case.counted else []
     before = os.sched_getaffinity(0)
@@ -93,7 +93,7 @@ def one(folder: Path, count: bool) -> None:
     config = from_json(TrainConfig, (folder / "train.json").read_text())
     train.train(config)
     if int(os.environ["RANK"]) == 0:
-        records = [json.loads(line) for line in Path(config.run, "metrics.jsonl").read_text().splitlines()]
+        records = [json.loads(line) for line in Path(config.run_dir, "metrics.jsonl").read_text().splitlines()]
         steps = [record["dt_s"] for record in records if record["kind"] == "step"]
         (folder / "facts.json").write_text(json.dumps({"steps": steps, "collectives": ledger}))
 
@@ -191,7 +191,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         model = replace(PRESETS[options.model], seq_len=256)
-        config = TrainConfig(model, data=f"{name}/shards", run=f"{name}/run", steps=options.steps, dtype="float32",
+        config = TrainConfig(model, data=f"{name}/shards", run_dir=f"{name}/run", steps=options.steps, dtype="float32",
                              total_batch_size=TOTAL, device_batch_size=8, eval_every=None, save_every=None,
                              eval_tokens=256)
         if set(parts) - {"paper"}:

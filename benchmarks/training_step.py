@@ -133,9 +133,9 @@ def interleaved(config: TrainConfig, others: Contenders) -> Ledger:
                 ledger.steps.append(defaultdict(float))
 
     hooks = ledger.optimizers()
-    accumulate = ledger.timed("accumulation", train._Loop._accumulate)
+    accumulate = ledger.timed("accumulation", train.Trainer._accumulate)
     with patch.object(train, "RunDirectory", Between), patch.object(
-            train._Loop, "_accumulate", lambda *args: accumulate(*args)):
+            train.Trainer, "_accumulate", lambda *args: accumulate(*args)):
         train.train(config)
     for hook in hooks:
         hook.remove()
@@ -177,7 +177,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         shards(options.text, config.vocab_size, Path(folder) / "shards")
         ledger = interleaved(TrainConfig(
-            config, data=f"{folder}/shards", run=f"{folder}/run", steps=options.rounds + 1, dtype=name,
+            config, data=f"{folder}/shards", run_dir=f"{folder}/run", steps=options.rounds + 1, dtype=name,
             total_batch_size=options.total, device_batch_size=options.batch, eval_every=None, save_every=None,
             eval_tokens=options.seq_len), others)
     print(f"{options.model}, T {options.seq_len}, micro-batch {options.batch}, {name}, {torch.get_num_threads()} "

@@ -134,6 +134,6 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(tiny_shards: Path, tmp_path: Path) -> TrainConfig:
     """A run of six steps that takes a fraction of a second."""
     model = GPTConfig(depth=2, dim=32, vocab_size=320, head_dim=16, seq_len=32)
-    return TrainConfig(model=model, data=str(tiny_shards), run=str(tmp_path / "run"), steps=6, total_batch_size=256,
+    return TrainConfig(model=model, data=str(tiny_shards), run_dir=str(tmp_path / "run"), steps=6, total_batch_size=256,
                        device_batch_size=2, eval_every=2, save_every=2, keep=10, compile="off", device="cpu",
                        dtype="float32")

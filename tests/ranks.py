@@ -83,12 +83,12 @@ def signalled(step: int | None) -> Iterator[None]:
 
 def cut(config: TrainConfig, step: int, run: Path) -> TrainConfig:
     """A copy, at `run`, of a finished run whose process was killed before it could save anything after `step`."""
-    whole, part = RunDirectory(config.run), RunDirectory(run)
+    whole, part = RunDirectory(config.run_dir), RunDirectory(run)
     shutil.copytree(whole.path, part.path)
     for later in part.saved_steps():
         if later > step:
             shutil.rmtree(part.checkpoint_path(later))
-    return replace(config, run=str(run))
+    return replace(config, run_dir=str(run))
 
 
 def losses(run: str) -> list[float]:

@@ -19,7 +19,7 @@ import pytest
 from nbformat.v4 import new_code_cell
 from ranks import free_port
 
-from tinylib import hardware
+from tinylib import profiles
 from tinylib.config import GPTConfig
 from tinylib.launch import Run, runs
 from tinylib.launch.run import wait_until
@@ -95,9 +95,9 @@ def lab(tmp_path, monkeypatch) -> Iterator[Lab]:
         file.parent.mkdir(parents=True)
         file.write_text(json.dumps(settings))
     texts = [f"Number {n} has the square {n * n}, and after it comes {n + 1}, but not {n / 2}." for n in range(4000)]
-    hardware.save_design(MODEL, "smoke")
+    profiles.save_design(MODEL, "smoke")
     build({"train": texts[:3600], "val": texts[3600:]}, Tokenizer.train(texts, MODEL.vocab_size),
-          hardware.profile("smoke").shards)
+          profiles.profile("smoke").shards)
     notebook = nbformat.read(NOTEBOOK, 4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -191,7 +191,7 @@ def test_a_run_outlives_its_kernel_and_obeys_its_buttons(lab, page, tmp_path):
 
     choose(page, "Kernel", "Restart Kernel…")
     page.locator(".jp-Dialog button").filter(has_text="Restart").click()
-    run = Run(hardware.profile("smoke").runs / "untied")
+    run = Run(profiles.profile("smoke").runs / "untied")
     assert len(ranks := run.directory.alive()) == 3
     assert len(pythons(tmp_path / "home")) >= 5, "the server, a kernel, torchrun and two ranks are seen"
     before = run.status()["step"]

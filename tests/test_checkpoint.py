@@ -24,7 +24,7 @@ PACKAGE = Path(checkpoint.__file__).parent
 def folder(tiny) -> Path:
     """The checkpoint of a run of two steps."""
     train(replace(tiny, steps=2))
-    return RunDirectory(tiny.run).checkpoint()
+    return RunDirectory(tiny.run_dir).checkpoint()
 
 
 def test_a_full_disk_keeps_the_checkpoint_that_was_to_be_replaced(folder) -> None:
@@ -63,7 +63,7 @@ def test_a_checkpoint_is_tensors_and_json(tiny, tied) -> None:
     """Read by hand: a length, a table in JSON, numbers; every tensor once, a tied one too."""
     config = replace(tiny, model=replace(tiny.model, tied=tied), steps=1)
     train(config)
-    folder = RunDirectory(tiny.run).checkpoint()
+    folder = RunDirectory(tiny.run_dir).checkpoint()
     files = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     assert {name for name in files if "/" not in name} == {
         "model.safetensors", "optimizer.safetensors", "config.json", "loop.json"}
@@ -90,7 +90,7 @@ def test_nothing_is_ever_pickled(tiny, monkeypatch) -> None:
         for name in names:
             monkeypatch.setattr(module, name, refused)
     train(replace(tiny, steps=6, save_every=4))
-    directory = RunDirectory(tiny.run)
+    directory = RunDirectory(tiny.run_dir)
     directory.checkpoint_path(6).rename(directory.path / "elsewhere")
     train(replace(tiny, save_every=4), resume=True)
     assert checkpoint.load_model(directory.checkpoint(6)).config == tiny.model

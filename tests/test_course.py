@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from tinylib import course, hardware
+from tinylib import course, profiles
 from tinylib.config import GPTConfig, TrainConfig
 from tinylib.course import CourseFailed
 from tinylib.shards import build
@@ -74,13 +74,13 @@ def test_the_report_is_one_file_that_needs_no_network(tmp_path):
 def trained(tmp_path, monkeypatch):
     """A profile with both runs of the course, small enough for a test."""
     monkeypatch.setenv("TINYLIB_HOME", str(tmp_path))
-    profile = hardware.profile("smoke")
+    profile = profiles.profile("smoke")
     texts = [f"Number {n} has the square {n * n}, and after it comes {n + 1}." for n in range(200)]
     build({"train": texts[:180], "val": texts[180:]}, Tokenizer.train(texts, 300), profile.shards)
     model = GPTConfig(depth=1, dim=64, vocab_size=300, seq_len=32)
     for name in course.RUNS:
         train(TrainConfig(model=replace(model, tied=name == "tied"), data=str(profile.shards), steps=2,
-                          run=str(profile.runs / name), total_batch_size=64, device_batch_size=2, compile="off",
+                          run_dir=str(profile.runs / name), total_batch_size=64, device_batch_size=2, compile="off",
                           device="cpu"))
     return profile
 
@@ -108,7 +108,7 @@ def test_a_reader_s_own_design_goes_through_the_whole_course(tmp_path, monkeypat
     """Nothing about it is like the presets: depth, width, heads, split, softcap."""
     monkeypatch.setenv("TINYLIB_HOME", str(tmp_path))
     design = GPTConfig(depth=5, dim=96, vocab_size=2000, head_dim=48, seq_len=128, softcap=None)
-    hardware.save_design(design, "smoke")
+    profiles.save_design(design, "smoke")
     table = course.run("smoke")["table"]
     assert table["untied"]["parameters"] == f"{12 * 5 * 96**2 + 2 * 2000 * 96:,}"
     assert table["tied"]["parameters"] == f"{12 * 5 * 96**2 + 2000 * 96:,}"

@@ -23,11 +23,11 @@ from PIL import Image
 
 from tinylib import course, plots
 from tinylib.config import ConfigError
+from tinylib.files import lines_backwards
 from tinylib.launch import Run, attach, launch
 from tinylib.launch.progress import Curve, Picture, Progress, Slot, progress_line
 from tinylib.launch.run import wait_until
 from tinylib.rundir import RunDirectory, plain
-from tinylib.rundir.files import lines_backwards
 from tinylib.widgets import dashboard
 from tinylib.widgets.dashboard import LOG_BYTES, LOG_LINES, log_end
 
@@ -49,7 +49,7 @@ def directory(tmp_path, tiny):
         directory.append_metrics(step(number))
     directory.append_metrics({"kind": "eval", "step": 40, "val_bpb": 2.5, "val_loss": 3.0})
     directory.write_status("running", step=40, steps=100, world_size=2,
-                           ranks=[{"own_s": 0.2, "memory_bytes": 3e9}, {"own_s": 0.1, "memory_bytes": 1e9}])
+                           ranks=[{"compute_s": 0.2, "memory_bytes": 3e9}, {"compute_s": 0.1, "memory_bytes": 1e9}])
     return directory
 
 
@@ -439,10 +439,10 @@ def test_a_run_of_seconds_in_a_notebook(tiny, monkeypatch):
     monkeypatch.delenv("TINYLIB_WIDGETS", raising=False)
     run = launch(replace(tiny, steps=200, save_every=None, eval_every=50), 2)
     try:
-        notebook, shown = executed([cell.format(tiny.run) if "{0!r}" in cell else cell for cell in LIVE])
+        notebook, shown = executed([cell.format(tiny.run_dir) if "{0!r}" in cell else cell for cell in LIVE])
     finally:
         run.stop()
-    work = [rank["own_s"] for rank in run.status()["ranks"]]
+    work = [rank["compute_s"] for rank in run.status()["ranks"]]
     memory = [rank["memory_bytes"] for rank in run.status()["ranks"]]
     assert len(work) == 2 and 0 < min(work) <= max(work) <= run.metrics()["dt_s"].iloc[-1] + 1e-4
     assert 0.9 * run.wait()["peak_memory_bytes"] < memory[0] <= run.wait()["peak_memory_bytes"]
@@ -481,7 +481,7 @@ def test_several_runs_side_by_side_without_widgets(directory, tmp_path):
 
 def test_without_widgets_a_view_keeps_up_to_the_end(tiny, tmp_path):
     cells = [new_markdown_cell("# Live"), new_code_cell(
-        f"from tinylib.launch import attach\nfrom tinylib.widgets import dashboard\nrun = attach({tiny.run!r})\n"
+        f"from tinylib.launch import attach\nfrom tinylib.widgets import dashboard\nrun = attach({tiny.run_dir!r})\n"
         "view = dashboard(run)\nassert not view.controls\nview"), new_code_cell(
         "import time\nrun.wait()\nassert view.live\nwhile view.live:\n    time.sleep(0.1)")]
     nbformat.write(new_notebook(cells=cells), tmp_path / "one.ipynb")

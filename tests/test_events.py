@@ -44,13 +44,13 @@ def refuse_different(directory):
 @installed
 def test_event_files_equal_the_metrics(tiny):
     train(replace(tiny, tensorboard=True))
-    refuse_different(RunDirectory(tiny.run))
+    refuse_different(RunDirectory(tiny.run_dir))
 
 
 @installed
 @pytest.mark.parametrize("kept", [[2, 4], []], ids=["from step 4", "from the start"])
 def test_what_came_after_the_checkpoint_is_void_after_a_resume(tiny, kept):
-    config, directory = replace(tiny, tensorboard=True), RunDirectory(tiny.run)
+    config, directory = replace(tiny, tensorboard=True), RunDirectory(tiny.run_dir)
     train(config)
     for step in set(directory.saved_steps()) - set(kept):
         shutil.rmtree(directory.checkpoint_path(step))
@@ -61,7 +61,7 @@ def test_what_came_after_the_checkpoint_is_void_after_a_resume(tiny, kept):
 
 def test_without_being_asked_nothing_is_written(tiny):
     train(replace(tiny, steps=1))
-    assert not RunDirectory(tiny.run).events.exists()
+    assert not RunDirectory(tiny.run_dir).events.exists()
 
 
 def test_a_missing_package_is_said_before_any_step(tiny, monkeypatch):
@@ -69,8 +69,8 @@ def test_a_missing_package_is_said_before_any_step(tiny, monkeypatch):
     config = replace(tiny, tensorboard=True)
     with pytest.raises(ConfigError, match=r"tensorboard=True needs .*: pip install -e '\.\[tensorboard\]'"):
         launch(config)
-    assert not RunDirectory(tiny.run).path.exists()
+    assert not RunDirectory(tiny.run_dir).path.exists()
     with pytest.raises(ConfigError, match="tensorboard=True"):
         train(config)
-    assert not RunDirectory(tiny.run).metrics_file.exists()
+    assert not RunDirectory(tiny.run_dir).metrics_file.exists()
     assert train(replace(tiny, steps=1)).state == "finished"

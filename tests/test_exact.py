@@ -22,13 +22,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tinylib import checkpoint
 from tinylib.config import PRESETS, ConfigError, GPTConfig, TrainConfig
+from tinylib.distributed import World
 from tinylib.model import GPT
-from tinylib.optim import LossScale, Optimizer
+from tinylib.optim import GradScaler, Optimizer
 from tinylib.rundir import RunDirectory
 from tinylib.shards import Shards, build
 from tinylib.tokenizer import Tokenizer
 from tinylib.train import train
-from tinylib.world import World
 
 ROWS, SEQ_LEN = 12, 32
 """A global batch that 1, 2, 3 and 4 processes can share."""
@@ -49,7 +49,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(shards: Path, tmp_path: Path) -> TrainConfig:
     """Ten steps of a tiny model, through the end of an epoch, saved after each."""
     model = GPTConfig(depth=2, dim=32, vocab_size=512, head_dim=16, seq_len=SEQ_LEN)
-    config = TrainConfig(model=model, data=str(shards), run=str(tmp_path / "whole"), steps=10,
+    config = TrainConfig(model=model, data=str(shards), run_dir=str(tmp_path / "whole"), steps=10,
                          total_batch_size=ROWS * SEQ_LEN, device_batch_size=4, warmup_fraction=0.2, eval_every=3,
                          save_every=1, keep=100, compile="off", device="cpu", dtype="float32")
     epoch = Shards(config.data).windows(SEQ_LEN)
@@ -59,13 +59,13 @@ def run(shards: Path, tmp_path: Path) -> TrainConfig:
 
 def named(config: TrainConfig, name: str, **changes: Any) -> TrainConfig:
     """Another run beside `config`."""
-    return replace(config, run=str(Path(config.run).parent / name), **changes)
+    return replace(config, run_dir=str(Path(config.run_dir).parent / name), **changes)
 
 
 def same(one: TrainConfig, other: TrainConfig) -> None:
     """The two runs have the same records but for times, and the same last checkpoint, bit for bit."""
-    assert story(one.run) == story(other.run)
-    assert ending(one.run) == ending(other.run)
+    assert story(one.run_dir) == story(other.run_dir)
+    assert ending(one.run_dir) == ending(other.run_dir)
 
 
 # One global batch
@@ -76,7 +76,7 @@ def nano(run: TrainConfig) -> TrainConfig:
     config = named(run, "nano", model=replace(PRESETS["nano"], seq_len=16), steps=50, total_batch_size=ROWS * 16,
                    device_batch_size=ROWS, eval_every=None, save_every=None)
     train(config)
-    found = losses(config.run)
+    found = losses(config.run_dir)
     assert len(found) == 50 and found[0] > 8 and found[-1] < 4, "it must learn, or all curves are alike"
     counts = [Shards(config.data).targets(step, batch_size=ROWS, seq_len=16) for step in range(50)]
     assert min(counts) < max(counts) == config.total_batch_size, "a short window must make the shares unequal"
@@ -91,8 +91,8 @@ def splits(config: TrainConfig, *batches: int) -> list[TrainConfig]:
 def check_curves(config: TrainConfig, others: list[TrainConfig], rel: float = 1e-5) -> None:
     """Every loss of each run is that of `config`, and so are the bits per byte at the end."""
     for other in others:
-        assert losses(other.run) == pytest.approx(losses(config.run), rel=rel), other.run
-        bits = [RunDirectory(one.run).summary()["val_bpb"] for one in (config, other)]
+        assert losses(other.run_dir) == pytest.approx(losses(config.run_dir), rel=rel), other.run_dir
+        bits = [RunDirectory(one.run_dir).summary()["val_bpb"] for one in (config, other)]
         assert bits[0] == pytest.approx(bits[1], rel=rel)
 
 
@@ -138,7 +138,7 @@ def test_an_illegal_batch_names_the_nearest_totals(run: TrainConfig, monkeypatch
     monkeypatch.setattr("tinylib.train.join", lambda kind: nullcontext(World(0, 2, torch.device("cpu"))))
     with pytest.raises(ConfigError, match="4 × 32 × 2 = 256: the nearest that are: 256, 512, 768"):
         train(run)
-    assert not RunDirectory(run.run).metrics_file.exists()
+    assert not RunDirectory(run.run_dir).metrics_file.exists()
 
 
 # Resuming
@@ -148,7 +148,7 @@ def test_resuming_from_any_step_leaves_no_seam(run: TrainConfig, tied: bool) -> 
     whole = replace(run, model=replace(run.model, tied=tied))
     train(whole)
     for step in range(whole.steps + 1):
-        part = replace(cut(whole, step, Path(f"{whole.run}-{step}")), save_every=None)
+        part = replace(cut(whole, step, Path(f"{whole.run_dir}-{step}")), save_every=None)
         assert train(part, resume=True).step == whole.steps
         same(part, whole)
 
@@ -169,16 +169,16 @@ def test_stopping_by_signal_again_and_again_leaves_no_seam(run: TrainConfig, cha
 
 def test_resuming_in_float16_keeps_the_loss_scale(run: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """From a scale that overflows at first, and with so little patience that it also grows."""
-    monkeypatch.setattr("tinylib.train.LossScale", partial(LossScale, first=2.0**26, patience=2))
+    monkeypatch.setattr("tinylib.train.GradScaler", partial(GradScaler, first=2.0**26, patience=2))
     whole = replace(run, dtype="float16")
     train(whole)
-    scales = [2.0**26, *(checkpoint.read_loop(RunDirectory(whole.run).checkpoint(step))["loss_scale"][0]
+    scales = [2.0**26, *(checkpoint.read_loop(RunDirectory(whole.run_dir).checkpoint(step))["loss_scale"][0]
                          for step in range(1, whole.steps + 1))]
     assert min(later / earlier for earlier, later in pairwise(scales)) == 0.5
     assert max(later / earlier for earlier, later in pairwise(scales)) == 2.0
-    assert RunDirectory(whole.run).metrics()["lr"].iloc[0] == 0.0, "the first update is left out"
+    assert RunDirectory(whole.run_dir).metrics()["lr"].iloc[0] == 0.0, "the first update is left out"
     for step in (1, 3, 6, 9):
-        part = cut(whole, step, Path(f"{whole.run}-{step}"))
+        part = cut(whole, step, Path(f"{whole.run_dir}-{step}"))
         train(part, resume=True)
         same(part, whole)
 
@@ -190,14 +190,14 @@ def test_resuming_several_processes_leaves_no_seam(run: TrainConfig, processes: 
     train(run)
     wholes = [named(run, f"tied-{tied}", device_batch_size=micro, model=replace(run.model, tied=tied))
               for tied in (False, True)]
-    stopped = [Job(replace(whole, run=f"{whole.run}-stopped"), signal_at=5) for whole in wholes]
+    stopped = [Job(replace(whole, run_dir=f"{whole.run_dir}-stopped"), signal_at=5) for whole in wholes]
     done = torchrun(processes, *wholes, *stopped)
     assert done.returncode == 0, done.stderr
-    assert [max(RunDirectory(job.config.run).saved_steps()) for job in stopped] == [5, 5]
+    assert [max(RunDirectory(job.config.run_dir).saved_steps()) for job in stopped] == [5, 5]
 
     parts = [job.config for job in stopped]
-    parts += [cut(whole, step, Path(f"{whole.run}-{step}")) for whole in wholes for step in (1, 9)]
-    moved_here = replace(cut(run, 4, Path(f"{run.run}-4")), device_batch_size=micro)
+    parts += [cut(whole, step, Path(f"{whole.run_dir}-{step}")) for whole in wholes for step in (1, 9)]
+    moved_here = replace(cut(run, 4, Path(f"{run.run_dir}-4")), device_batch_size=micro)
     done = torchrun(processes, *(Job(part, resume=True) for part in (*parts, moved_here)))
     assert done.returncode == 0, done.stderr
     for part in parts:
@@ -212,9 +212,9 @@ def test_resuming_several_processes_leaves_no_seam(run: TrainConfig, processes: 
 def test_resuming_on_a_gpu_follows_the_uninterrupted_run(run: TrainConfig, dtype: str) -> None:
     whole = replace(run, device="cuda", dtype=dtype)
     train(whole)
-    part = cut(whole, 4, Path(f"{whole.run}-4"))
+    part = cut(whole, 4, Path(f"{whole.run_dir}-4"))
     train(part, resume=True)
-    assert losses(part.run) == pytest.approx(losses(whole.run), rel=1e-3)
+    assert losses(part.run_dir) == pytest.approx(losses(whole.run_dir), rel=1e-3)
 
 
 # The tie
@@ -296,10 +296,10 @@ def test_no_wrapper_undoes_the_tie(wrap: Callable[[GPT], torch.nn.Module], group
 def test_a_tied_run_stores_its_table_once(run: TrainConfig, compiled: str) -> None:
     whole = replace(run, model=replace(TIED, vocab_size=512), compile=compiled)
     train(whole)
-    part = cut(whole, 4, Path(f"{whole.run}-4"))
+    part = cut(whole, 4, Path(f"{whole.run_dir}-4"))
     train(part, resume=True)
     same(part, whole)
-    folder = RunDirectory(part.run).checkpoint()
+    folder = RunDirectory(part.run_dir).checkpoint()
     stored = {**load_file(folder / checkpoint.WEIGHTS), **load_file(folder / checkpoint.OPTIMIZER)}
     tables = [name for name, tensor in stored.items() if tensor.shape == (512, 32)]
     assert sorted(tables) == ["wte.weight", "wte.weight/exp_avg", "wte.weight/exp_avg_sq"]

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from tinylib.config import PRESETS, GPTConfig
-from tinylib.exercises import check, exercises
+from tinylib.course import check, exercises
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 

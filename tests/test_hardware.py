@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tinylib import hardware
+from tinylib import hardware, profiles
 from tinylib.config import PRESETS, ConfigError, GPTConfig, TrainConfig, from_json
 
 
@@ -79,34 +79,34 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_saved_design_is_what_every_profile_call_trains(home: Path):
-    own = hardware.profile("smoke").train.model
+    own = profiles.profile("smoke").train.model
     design = replace(own, depth=own.depth + 2, vocab_size=4096)
-    file = hardware.save_design(design, "smoke")
-    assert file == home / "data" / "smoke" / "design.json" == hardware.profile("smoke").design
-    assert from_json(GPTConfig, file.read_text()) == design == hardware.profile("smoke").train.model
-    assert hardware.profile("cpu").train.model == replace(PRESETS["micro"], seq_len=256)    # each profile has its own
+    file = profiles.save_design(design, "smoke")
+    assert file == home / "data" / "smoke" / "design.json" == profiles.profile("smoke").design
+    assert from_json(GPTConfig, file.read_text()) == design == profiles.profile("smoke").train.model
+    assert profiles.profile("cpu").train.model == replace(PRESETS["micro"], seq_len=256)    # each profile has its own
     again = replace(design, softcap=None)
-    hardware.save_design(again, "smoke")
-    assert hardware.profile("smoke").train == replace(TrainConfig(**vars(hardware.profile("smoke").train)), model=again)
+    profiles.save_design(again, "smoke")
+    assert profiles.profile("smoke").train == replace(TrainConfig(**vars(profiles.profile("smoke").train)), model=again)
     file.unlink()
-    assert hardware.profile("smoke").train.model == own
+    assert profiles.profile("smoke").train.model == own
 
 
 def test_a_design_that_does_not_fit_the_batch_is_refused(home: Path):
-    design = replace(hardware.profile("smoke").train.model, seq_len=100)
+    design = replace(profiles.profile("smoke").train.model, seq_len=100)
     with pytest.raises(ConfigError, match=r"design .*design.json: total_batch_size=2048 is not a multiple"):
-        hardware.save_design(design, "smoke")
+        profiles.save_design(design, "smoke")
     with pytest.raises(ConfigError, match=r"design .*design.json: tied=True comes last"):
-        hardware.save_design(replace(hardware.profile("smoke").train.model, tied=True), "smoke")
-    assert not hardware.profile("smoke").design.exists()
+        profiles.save_design(replace(profiles.profile("smoke").train.model, tied=True), "smoke")
+    assert not profiles.profile("smoke").design.exists()
 
 
 def test_a_broken_design_file_is_named(home: Path):
-    file = hardware.save_design(hardware.profile("smoke").train.model, "smoke")
+    file = profiles.save_design(profiles.profile("smoke").train.model, "smoke")
     for text in ('{"depth": 0}', "not JSON"):
         file.write_text(text)
         with pytest.raises(ConfigError, match=r"design .*design.json: "):
-            hardware.profile("smoke")
+            profiles.profile("smoke")
     design = replace(PRESETS["nano"], depth=3, seq_len=128)
-    hardware.save_design(design, "smoke")    # a broken file is no obstacle to a new one
-    assert hardware.profile("smoke").train.model == design
+    profiles.save_design(design, "smoke")    # a broken file is no obstacle to a new one
+    assert profiles.profile("smoke").train.model == design

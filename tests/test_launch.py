@@ -28,7 +28,7 @@ def config(tmp_path_factory):
     texts = [f"Number {n} has the square {n * n}, and after it comes {n + 1}." for n in range(400)]
     build({"train": texts[:360], "val": texts[360:]}, Tokenizer.train(texts, 300), folder / "shards")
     return TrainConfig(model=GPTConfig(depth=1, dim=64, vocab_size=300, seq_len=32), data=str(folder / "shards"),
-                       run=str(folder / "run"), steps=12, total_batch_size=256, device_batch_size=4, eval_every=6,
+                       run_dir=str(folder / "run"), steps=12, total_batch_size=256, device_batch_size=4, eval_every=6,
                        save_every=6, compile="off", device="cpu")
 
 
@@ -97,7 +97,7 @@ def test_watch_prints_where_there_is_no_notebook(finished, capsys):
 
 
 def test_stop_then_resume(config, tmp_path):
-    run = launch(replace(config, run=str(tmp_path / "run"), steps=2_000, save_every=None, eval_every=None), 2)
+    run = launch(replace(config, run_dir=str(tmp_path / "run"), steps=2_000, save_every=None, eval_every=None), 2)
     wait_until(lambda: len(run.metrics()) > 5, 60)
     with pytest.raises(TimeoutError, match="has not ended"):
         run.wait(timeout_s=0.1)
@@ -118,7 +118,7 @@ def test_stop_then_resume(config, tmp_path):
 
 def test_stop_does_not_wait_for_the_step(config, tmp_path):
     """A step of thousands of micro-batches, a minute long: nothing of it is kept, and nothing is waited for."""
-    run = launch(replace(config, run=str(tmp_path / "run"), steps=2, device_batch_size=1, total_batch_size=2**19), 2)
+    run = launch(replace(config, run_dir=str(tmp_path / "run"), steps=2, device_batch_size=1, total_batch_size=2**19), 2)
     assert wait_until(lambda: run.status()["state"] == "running", 60)
     time.sleep(1)
     began = time.monotonic()
@@ -129,7 +129,7 @@ def test_stop_does_not_wait_for_the_step(config, tmp_path):
 
 
 def test_stop_while_starting_leaves_nothing(config, tmp_path):
-    run = launch(replace(config, run=str(tmp_path / "run"), steps=2_000), 2)
+    run = launch(replace(config, run_dir=str(tmp_path / "run"), steps=2_000), 2)
     run.stop()
     assert run.state == "stopped" and not run.directory.alive() and not zombies()
     run.remove()
@@ -137,7 +137,7 @@ def test_stop_while_starting_leaves_nothing(config, tmp_path):
 
 
 def test_a_failure_shows_the_traceback_of_the_rank(config, tmp_path):
-    run = launch(replace(config, run=str(tmp_path / "run"), matrix_lr=1e38, embedding_lr=1e38, grad_clip=None), 2)
+    run = launch(replace(config, run_dir=str(tmp_path / "run"), matrix_lr=1e38, embedding_lr=1e38, grad_clip=None), 2)
     with pytest.raises(RunFailed, match=r"(?s)rank \d of run run:\nTraceback.*FloatingPointError: loss=") as failure:
         run.watch()
     assert time.time() - run.directory.errors()[0]["time_s"] < 10
@@ -152,14 +152,14 @@ def test_a_torchrun_that_dies_gives_its_last_words(config, tmp_path, monkeypatch
     broken.write_text("#!/bin/sh\necho No space in this house >&2\nexit 3\n")
     broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(sys, "executable", str(broken))
-    run = launch(replace(config, run=str(tmp_path / "run")))
+    run = launch(replace(config, run_dir=str(tmp_path / "run")))
     with pytest.raises(RunFailed, match="No space in this house"):
         run.wait(timeout_s=10)
 
 
 @pytest.mark.slow
 def test_a_killed_rank_is_a_failure(config, tmp_path):
-    run = launch(replace(config, run=str(tmp_path / "run"), steps=5_000), 2)
+    run = launch(replace(config, run_dir=str(tmp_path / "run"), steps=5_000), 2)
     wait_until(lambda: len(run.metrics()) > 2, 60)
     os.kill(run.directory.processes()["rank1"].pid, signal.SIGKILL)
     with pytest.raises(RunFailed, match=r"(?s)rank1 \(pid \d+\) is gone without a word.*hint: .*kill -9"):
@@ -173,7 +173,7 @@ def test_the_run_outlives_the_process_that_launched_it(config, tmp_path):
     code = ("import os, signal\nfrom tinylib.launch import launch\nfrom tinylib.config import TrainConfig, from_json\n"
             f"launch(from_json(TrainConfig, open({str(tmp_path / 'c.json')!r}).read()), 2)\n"
             "os.killpg(os.getpgrp(), signal.SIGKILL)")
-    (tmp_path / "c.json").write_text(to_json(replace(config, run=str(tmp_path / "run"))))
+    (tmp_path / "c.json").write_text(to_json(replace(config, run_dir=str(tmp_path / "run"))))
     subprocess.run([sys.executable, "-c", code], start_new_session=True, check=False)
     assert attach(tmp_path / "run").wait(timeout_s=60)["step"] == config.steps
 
@@ -183,7 +183,7 @@ def test_the_run_outlives_its_kernel(config, tmp_path):
     """Interrupted, restarted and shut down, a live kernel doesn't touch the training it launched."""
     from jupyter_client.manager import KernelManager
 
-    (tmp_path / "c.json").write_text(to_json(replace(config, run=str(tmp_path / "run"), steps=100_000)))
+    (tmp_path / "c.json").write_text(to_json(replace(config, run_dir=str(tmp_path / "run"), steps=100_000)))
     run, manager = Run(tmp_path / "run"), KernelManager(kernel_name="python3")
     manager.start_kernel(env=dict(os.environ))
     client = manager.client()
@@ -216,7 +216,7 @@ def test_a_hundred_launches_leave_nothing(config, tmp_path, monkeypatch):
     this = psutil.Process()
     threads, descriptors, sockets = this.num_threads(), this.num_fds(), len(this.net_connections())
     for number in range(100):
-        run = launch(replace(config, run=str(tmp_path / "run"), steps=1), 1 + number % 2, replace_ended=True)
+        run = launch(replace(config, run_dir=str(tmp_path / "run"), steps=1), 1 + number % 2, replace_ended=True)
         family = [this, *this.children(recursive=True)][1:]
         if number % 4 == 3:
             run.stop()
@@ -240,14 +240,14 @@ def test_a_hundred_launches_leave_nothing(config, tmp_path, monkeypatch):
 ])
 def test_bad_input_writes_nothing(config, tmp_path, change, processes, error, message):
     with pytest.raises(error, match=message):
-        launch(replace(config, run=str(tmp_path / "run"), **change), processes)
+        launch(replace(config, run_dir=str(tmp_path / "run"), **change), processes)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_of_something_else_is_not_removed(config, tmp_path):
     (tmp_path / "thesis.txt").write_text("five years of work")
     with pytest.raises(FileExistsError):
-        launch(replace(config, run=str(tmp_path)), 1, replace_ended=True)
+        launch(replace(config, run_dir=str(tmp_path)), 1, replace_ended=True)
     assert (tmp_path / "thesis.txt").exists()
 
 

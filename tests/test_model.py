@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tinylib import sizing
 from tinylib.config import PRESETS, GPTConfig
-from tinylib.model import GPT, KVCache, cross_entropy, soften
+from tinylib.loss import cross_entropy, softcap
+from tinylib.model import GPT, KVCache
 
 SMALL = GPTConfig(depth=3, dim=96, vocab_size=211, head_dim=32, seq_len=64)
 
@@ -102,7 +103,7 @@ def test_chunked_loss_equals_the_plain_one(cap: float | None, chunk_rows: int) -
     x_RD = torch.randn(20, 8, generator=generator, dtype=torch.float32).requires_grad_()
     table_VD = (5 * torch.randn(33, 8, generator=generator)).requires_grad_()
     y_R = torch.randint(-1, 33, (20,), generator=generator)
-    plain = F.cross_entropy(soften(x_RD @ table_VD.T, cap), y_R, ignore_index=-1)
+    plain = F.cross_entropy(softcap(x_RD @ table_VD.T, cap), y_R, ignore_index=-1)
     expected = torch.autograd.grad(3 * plain, (x_RD, table_VD))
     ours = cross_entropy(x_RD, table_VD, y_R, cap, chunk_rows=chunk_rows)
     assert torch.allclose(ours, plain, rtol=1e-5)

@@ -97,20 +97,20 @@ def kill_family(process: Process) -> None:
 # One device, several runs
 
 def test_a_second_run_on_a_cpu_is_refused_with_the_ways_out(tiny, tmp_path, cheap, started):
-    started.append(launch(replace(tiny, run=str(tmp_path / "first"))))
+    started.append(launch(replace(tiny, run_dir=str(tmp_path / "first"))))
     with pytest.raises(ConfigError, match=r"a CPU of this machine that other runs have: first \(starting\)") as refusal:
-        launch(replace(tiny, run=str(tmp_path / "second")))
+        launch(replace(tiny, run_dir=str(tmp_path / "second")))
     for way in (".wait()", ".stop()", 'if_busy="queue"', 'if_busy="share"', str(tmp_path / "first")):
         assert way in str(refusal.value)
     assert not (tmp_path / "second").exists()
     home = Path(os.environ["TINYLIB_HOME"])
-    started.append(launch(replace(tiny, run=str(home / "runs" / "smoke" / "third"))))    # `first` is not in this home
+    started.append(launch(replace(tiny, run_dir=str(home / "runs" / "smoke" / "third"))))    # `first` is not in this home
     with pytest.raises(ConfigError, match="other runs have: third"):
-        launch(replace(tiny, run=str(tmp_path / "elsewhere" / "fourth")))
-    started.append(launch(replace(tiny, run=str(tmp_path / "second")), if_busy="share"))
+        launch(replace(tiny, run_dir=str(tmp_path / "elsewhere" / "fourth")))
+    started.append(launch(replace(tiny, run_dir=str(tmp_path / "second")), if_busy="share"))
     end(started[0])
     with pytest.raises(ConfigError, match="second"):    # who shares is there for those who come later
-        launch(replace(tiny, run=str(tmp_path / "first")), replace_ended=True)
+        launch(replace(tiny, run_dir=str(tmp_path / "first")), replace_ended=True)
     assert (tmp_path / "first" / "ended").exists(), "what could not be replaced is untouched"
 
 
@@ -125,14 +125,14 @@ def test_a_run_in_this_very_process_holds_the_cpu_too(tiny, tmp_path, cheap):
 
 
 def test_queued_runs_start_one_after_the_other_in_order(tiny, tmp_path, cheap, started):
-    first = launch(replace(tiny, run=str(tmp_path / "first")))
+    first = launch(replace(tiny, run_dir=str(tmp_path / "first")))
     started.append(first)
     asked = time.monotonic()
-    queued = [launch(replace(tiny, run=str(tmp_path / name)), if_busy="queue") for name in ("a", "b", "c")]
+    queued = [launch(replace(tiny, run_dir=str(tmp_path / name)), if_busy="queue") for name in ("a", "b", "c")]
     started += queued
     assert time.monotonic() - asked < 6 and {run.state for run in queued} == {"queued"}
     with pytest.raises(ConfigError, match=r"a \(queued\)"):
-        launch(replace(tiny, run=str(tmp_path / "d")))
+        launch(replace(tiny, run_dir=str(tmp_path / "d")))
     queued[1].stop()
     assert queued[1].state == "stopped" and not queued[1].directory.alive()
     assert not any((run.directory.path / "began").exists() for run in queued)
@@ -151,7 +151,7 @@ def test_of_many_launches_in_one_moment_one_gets_the_cpu(tiny, tmp_path, cheap, 
 
     def try_one(number):
         try:
-            started.append(launch(replace(tiny, run=str(tmp_path / str(number)))))
+            started.append(launch(replace(tiny, run_dir=str(tmp_path / str(number)))))
         except ConfigError as error:
             refused.append(error)
 
@@ -175,7 +175,7 @@ def test_launches_leave_nothing_behind(tiny, cheap):
 
 
 def test_a_killed_agent_whose_ranks_live_on_still_holds_its_device(tiny, tmp_path, cheap, sleeper):
-    run = launch(replace(tiny, run=str(tmp_path / "first")))
+    run = launch(replace(tiny, run_dir=str(tmp_path / "first")))
     run.directory.write_pid("rank0", Process.of(sleeper.pid))
     kill_family(run.directory.processes()["agent"])
     assert wait_until(lambda: list(run.directory.alive()) == ["rank0"], 10)
@@ -191,12 +191,12 @@ def test_gpus_are_given_out_while_there_are_enough(tiny, tmp_path, cheap, starte
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     config = replace(tiny, device="cuda")
     for name, processes, visible in (("a", 2, "0,1"), ("b", 1, "2")):
-        started.append(launch(replace(config, run=str(tmp_path / name)), processes))
+        started.append(launch(replace(config, run_dir=str(tmp_path / name)), processes))
         assert began(started[-1])[1] == visible
     with pytest.raises(ConfigError, match=r"needs 2 GPUs of this machine that other runs have: a .*b "):
-        launch(replace(config, run=str(tmp_path / "c")), 2)
-    started.append(launch(replace(tiny, run=str(tmp_path / "on the cpu"))))
-    shared = launch(replace(config, run=str(tmp_path / "c")), 2, if_busy="share")
+        launch(replace(config, run_dir=str(tmp_path / "c")), 2)
+    started.append(launch(replace(tiny, run_dir=str(tmp_path / "on the cpu"))))
+    shared = launch(replace(config, run_dir=str(tmp_path / "c")), 2, if_busy="share")
     started.append(shared)
     assert began(shared)[1] == "3,0"
     end(shared)
@@ -342,15 +342,15 @@ def test_processes_of_another_machine_are_believed_while_the_status_is_fresh(tin
     directory.write_pid("rank0", Process(os.getpid(), psutil.Process().create_time(), host="elsewhere"))
     directory.write_status("running", step=3)
     run = Run(directory.path)
-    assert not directory.alive() and list(directory.elsewhere()) == ["rank0"] and run.state == "running"
+    assert not directory.alive() and list(directory.remote_processes()) == ["rank0"] and run.state == "running"
     with pytest.raises(ValueError, match=r"still runs \(rank0 \d+ on elsewhere"):
         run.remove()
     with pytest.raises(ValueError, match="no process on this machine: stop it on elsewhere"):
         run.stop()
     directory.sweep()
-    assert list(directory.processes()) == ["rank0"] and not directory.vanished()
+    assert list(directory.processes()) == ["rank0"] and not directory.killed_ranks()
     os.utime(directory.status_file, (time.time() - 301, time.time() - 301))
-    assert run.state == "lost" and not directory.elsewhere()
+    assert run.state == "lost" and not directory.remote_processes()
     run.remove()
 
 
@@ -358,7 +358,7 @@ def test_processes_of_another_machine_are_believed_while_the_status_is_fresh(tin
 def pair(tiny: TrainConfig, tmp_path: Path):
     """A long run that two machines may share, and where they meet."""
     endpoint = f"127.0.0.1:{free_port()}"
-    return replace(tiny, run=str(tmp_path / "run"), steps=100_000, save_every=20, eval_every=None, keep=2), endpoint
+    return replace(tiny, run_dir=str(tmp_path / "run"), steps=100_000, save_every=20, eval_every=None, keep=2), endpoint
 
 
 def world(run: Run) -> tuple[str, int]:
@@ -484,7 +484,7 @@ def submit(file: Path, nodes: int, really: bool) -> tuple[subprocess.CompletedPr
 
 def test_a_batch_file_runs_torchrun_on_every_machine(tiny, tmp_path):
     file = tmp_path / "a job.sbatch"
-    tiny = replace(tiny, run=str(tmp_path / "runs" / "it's one"), device="auto")
+    tiny = replace(tiny, run_dir=str(tmp_path / "runs" / "it's one"), device="auto")
     text = write_slurm(tiny, file, 2, "1:2")
     assert file.read_text() == text and subprocess.run(["bash", "-n", str(file)]).returncode == 0
     ask = dict(re.findall(r"^#SBATCH --(\S+)=(.+)$", text, re.MULTILINE))
@@ -498,12 +498,12 @@ def test_a_batch_file_runs_torchrun_on_every_machine(tiny, tmp_path):
     assert (asked.nnodes, asked.nproc_per_node, asked.rdzv_backend, asked.max_restarts) == ("2", "2", "c10d", 3)
     assert re.fullmatch(r"127\.0\.0\.1:2\d{4}", asked.rdzv_endpoint) and asked.rdzv_id == variables["SLURM_JOB_ID"]
     assert (asked.module, asked.training_script) == (True, "tinylib")
-    assert asked.training_script_args == ["train", "--config", f"{tiny.run}/config.json", "--resume"]
-    assert Run(tiny.run).state == "stopped" and "sbatch" in Run(tiny.run).status()["detail"]
+    assert asked.training_script_args == ["train", "--config", f"{tiny.run_dir}/config.json", "--resume"]
+    assert Run(tiny.run_dir).state == "stopped" and "sbatch" in Run(tiny.run_dir).status()["detail"]
     with pytest.raises(FileExistsError, match="is taken"):
         write_slurm(tiny, file, 2)
     with pytest.raises(ConfigError, match="of 1, 2 or 3 processes"):
-        write_slurm(replace(tiny, run=str(tmp_path / "two")), file, 1, "1:3")
+        write_slurm(replace(tiny, run_dir=str(tmp_path / "two")), file, 1, "1:3")
 
 
 @pytest.mark.slow
@@ -511,6 +511,6 @@ def test_a_batch_file_trains(tiny, tmp_path):
     file = tmp_path / "job.sbatch"
     write_slurm(tiny, file, 1, 2)
     done, _, _ = submit(file, nodes=2, really=True)
-    run = Run(tiny.run)
+    run = Run(tiny.run_dir)
     assert done.returncode == 0, done.stderr
     assert run.state == "finished" and run.directory.read_config()["world_size"] == 2 and not run.directory.alive()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tinylib.model import GPT
-from tinylib.optim import Muon, Optimizer, groups, learning_rate, orthogonalise
+from tinylib.optim import Muon, Optimizer, groups, learning_rate, newton_schulz
 
 
 def test_muon_equals_torchs_in_bfloat16() -> None:
@@ -30,7 +30,7 @@ def test_muon_equals_torchs_in_bfloat16() -> None:
 def test_orthogonalise_keeps_the_singular_vectors(shape) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     left, _, right = torch.linalg.svd(matrices, full_matrices=False)
-    inner = left.mT @ orthogonalise(matrices) @ right.mT
+    inner = left.mT @ newton_schulz(matrices) @ right.mT
     off = inner - torch.diag_embed(inner.diagonal(dim1=1, dim2=2))
     assert off.abs().max() < 1e-3 and inner.diagonal(dim1=1, dim2=2).min() > 0.3
 

@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 
 from tinylib import checkpoint, train
 from tinylib.config import TrainConfig
-from tinylib.optim import LossScale, Optimizer
+from tinylib.optim import GradScaler, Optimizer
 from tinylib.rundir import RunDirectory, plain, replace_folder, write_folder
 from tinylib.shards import build
 from tinylib.tokenizer import Tokenizer
@@ -73,12 +73,12 @@ for line in sys.stdin:
 
 AFTER_STEP = """
 import os, resource, signal, tinylib.train as t
-record = t._Loop._record
+record = t.Trainer._record
 def _record(self, *args):
     record(self, *args)
     if self.step == {step} and self.world.rank in {ranks}:
         {action}
-t._Loop._record = _record
+t.Trainer._record = _record
 """
 """Code that has some ranks of a run do something once a step is recorded."""
 
@@ -110,12 +110,12 @@ t.GPT.forward = _forward
 
 IN_EVALUATION = """
 import os, signal, tinylib.train as t
-evaluate = t._Loop._evaluate
+evaluate = t.Trainer._evaluate
 def _evaluate(self, stop_asked):
     if self.step == {step}:
         os.kill(os.getpid(), signal.{number})
     return evaluate(self, stop_asked)
-t._Loop._evaluate = _evaluate
+t.Trainer._evaluate = _evaluate
 """
 
 NO_DISK = "resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes}, {bytes}))"
@@ -171,7 +171,7 @@ def often(tiny: TrainConfig) -> TrainConfig:
 def uninterrupted(nursery: Nursery, tmp_path: Path):
     """What the run of a configuration comes to when nothing goes wrong."""
     def outcome_of(config: TrainConfig) -> tuple:
-        whole = replace(config, run=str(tmp_path / "whole"))
+        whole = replace(config, run_dir=str(tmp_path / "whole"))
         assert nursery.run(whole, resume=False)[0] == 0
         return outcome(whole)
     return outcome_of
@@ -179,7 +179,7 @@ def uninterrupted(nursery: Nursery, tmp_path: Path):
 
 def outcome(config: TrainConfig) -> tuple:
     """All that must come out the same: metrics but for times, checkpoints, and every bit of the last one."""
-    directory = RunDirectory(config.run)
+    directory = RunDirectory(config.run_dir)
     folder = directory.checkpoint()
     tensors = load_file(folder / checkpoint.WEIGHTS) | load_file(folder / checkpoint.OPTIMIZER)
     metrics = [directory.metrics()[["loss", "lr", "grad_norm", "tokens"]].reset_index().values.tolist(),
@@ -196,7 +196,7 @@ def parts(directory: RunDirectory) -> list[Path]:
 
 def check_checkpoints(config: TrainConfig) -> None:
     """Every checkpoint that is listed can be resumed from, and no step was done twice or lost unsaved."""
-    directory = RunDirectory(config.run)
+    directory = RunDirectory(config.run_dir)
     for step in directory.saved_steps():
         folder = directory.checkpoint(step)
         optimizer = Optimizer(checkpoint.load_model(folder), config)
@@ -213,7 +213,7 @@ def check_checkpoints(config: TrainConfig) -> None:
 @pytest.mark.parametrize("kills", [12, pytest.param(100, marks=pytest.mark.slow)])
 def test_killed_before_any_change_of_its_files_a_run_goes_on(nursery, often, uninterrupted, kills) -> None:
     config, chance, in_saving, newest = replace(often, steps=kills), random.Random(kills), 0, 0
-    directory = RunDirectory(config.run)
+    directory = RunDirectory(config.run_dir)
     for _ in range(kills):
         assert nursery.run(config, BEFORE_CHANGE.format(count=chance.randint(1, 60)))[0] == -signal.SIGKILL
         check_checkpoints(config)
@@ -229,7 +229,7 @@ def test_killed_before_any_change_of_its_files_a_run_goes_on(nursery, often, uni
 @pytest.mark.parametrize("save_every", [1, 2])
 def test_killed_at_fifty_random_moments_a_run_goes_on(nursery, often, uninterrupted, save_every, capsys) -> None:
     config, chance, in_saving, kills = replace(often, steps=200, save_every=save_every), random.Random(0), 0, 50
-    directory, began = RunDirectory(config.run), time.monotonic()
+    directory, began = RunDirectory(config.run_dir), time.monotonic()
     expected = uninterrupted(config)
     apart_s = (time.monotonic() - began) / kills
     for kill in range(kills):
@@ -251,7 +251,7 @@ def test_killed_at_fifty_random_moments_a_run_goes_on(nursery, often, uninterrup
 
 def test_killed_in_evaluation_a_run_goes_on_from_that_step(nursery, tiny, uninterrupted) -> None:
     """Also in the last one, which a run that is already trained does again."""
-    directory = RunDirectory(tiny.run)
+    directory = RunDirectory(tiny.run_dir)
     for step in (4, 6):
         assert nursery.run(tiny, IN_EVALUATION.format(step=step, number="SIGKILL"))[0] == -signal.SIGKILL
         assert directory.saved_steps()[-1] == step and directory.last("eval")["step"] == step - 2
@@ -287,16 +287,16 @@ def _score(*args, **options):
     found = score(*args, **options)
     return t.replace(found, text_nats=found.text_nats + 1e6 * (loop.step != 4))
 t.score, t.replace = _score, __import__("dataclasses").replace
-start = t._Loop.__init__
+start = t.Trainer.__init__
 def _start(self, *args):
     global loop
     loop = self
     start(self, *args)
-t._Loop.__init__ = _start
+t.Trainer.__init__ = _start
 """
     config = replace(tiny, steps=20, keep=2)
     assert nursery.run(config, worse + IN_EVALUATION.format(step=12, number="SIGKILL"))[0] == -signal.SIGKILL
-    directory = RunDirectory(config.run)
+    directory = RunDirectory(config.run_dir)
     assert directory.saved_steps() == [4, 10, 12] and directory.best_step() == 4
     assert nursery.run(config, worse)[0] == 0
     assert directory.saved_steps() == [4, 18, 20] and directory.best_step() == 4
@@ -311,7 +311,7 @@ def test_a_signal_saves_and_ends_and_the_run_goes_on(nursery, tiny, uninterrupte
     expected = uninterrupted(config)
     stops = AFTER_STEP.format(step=6, ranks=(0,), action=f"signal.raise_signal(signal.{number})")
     code, said = nursery.run(config, stops, resume=False)
-    directory = RunDirectory(config.run)
+    directory = RunDirectory(config.run_dir)
     assert code == 0, said
     assert directory.saved_steps() == [6] and directory.status()["step"] == 6 and not directory.errors()
     assert directory.status()["state"] == directory.summary()["state"] == "stopped"
@@ -326,7 +326,7 @@ def test_a_signal_saves_and_ends_and_the_run_goes_on(nursery, tiny, uninterrupte
 def test_a_signal_in_evaluation_ends_it_and_resuming_makes_it_again(nursery, tiny, uninterrupted, step, before) -> None:
     expected = uninterrupted(tiny)
     assert nursery.run(tiny, IN_EVALUATION.format(step=step, number="SIGTERM"))[0] == 0
-    directory = RunDirectory(tiny.run)
+    directory = RunDirectory(tiny.run_dir)
     assert directory.last("eval")["step"] == before
     assert (directory.status()["state"], directory.saved_steps()[-1]) == ("stopped", step)
     assert nursery.run(tiny)[0] == 0
@@ -339,7 +339,7 @@ def test_a_signal_ends_the_step_after_its_micro_batch(nursery, tiny, uninterrupt
     config = replace(tiny, eval_every=None, save_every=None)
     expected = uninterrupted(config)
     code, said = nursery.run(config, IN_MICRO_BATCH.format(call=call), resume=False)
-    directory = RunDirectory(config.run)
+    directory = RunDirectory(config.run_dir)
     assert code == 0, said
     assert directory.status()["state"] == "stopped" and directory.status()["step"] == last
     assert directory.saved_steps() == ([last] if last else []), "nothing is no checkpoint"
@@ -353,7 +353,7 @@ def test_a_second_signal_does_not_wait(nursery, tiny) -> None:
     twice = "for _ in range(2): signal.raise_signal(signal.SIGINT)"
     code, said = nursery.run(tiny, AFTER_STEP.format(step=3, ranks=(0,), action=twice))
     assert code != 0 and "KeyboardInterrupt" in said
-    assert RunDirectory(tiny.run).status()["state"] == "failed" and RunDirectory(tiny.run).saved_steps() == [2]
+    assert RunDirectory(tiny.run_dir).status()["state"] == "failed" and RunDirectory(tiny.run_dir).saved_steps() == [2]
     assert nursery.run(tiny)[0] == 0
 
 
@@ -363,7 +363,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(nursery, tiny, signalle
     ranks = nursery.start_ranks(config, AFTER_STEP.format(step=3, ranks=(signalled,),
                                                           action="signal.raise_signal(signal.SIGINT)"))
     assert [nursery.wait(pid)[0] for pid in ranks] == [0, 0]
-    directory = RunDirectory(config.run)
+    directory = RunDirectory(config.run_dir)
     assert directory.saved_steps() == [3] == [directory.last("step")["step"]]
     assert directory.status()["state"] == "stopped" and not directory.errors() and not directory.processes()
 
@@ -374,7 +374,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(nursery, tiny, signalle
 def test_a_loss_that_is_not_finite_names_step_batch_and_the_last_good_checkpoint(tiny, monkeypatch, save_every,
                                                                                 good) -> None:
     """The weights are spoilt after step 5, so its checkpoint is no good one."""
-    update = train._Loop._update
+    update = train.Trainer._update
 
     def spoil(self, loss):
         found = update(self, loss)
@@ -382,12 +382,12 @@ def test_a_loss_that_is_not_finite_names_step_batch_and_the_last_good_checkpoint
             next(self.model.parameters()).data.fill_(math.nan)
         return found
 
-    monkeypatch.setattr(train._Loop, "_update", spoil)
+    monkeypatch.setattr(train.Trainer, "_update", spoil)
     config = replace(tiny, steps=10, save_every=save_every, seed=3)
     with pytest.raises(FloatingPointError, match=rf"loss=nan, .* at step 6 \(batch 5 of seed 3\): lower the learning "
                                                  rf"rates; the last good checkpoint is {good}$"):
         train.train(config)
-    directory = RunDirectory(config.run)
+    directory = RunDirectory(config.run_dir)
     assert directory.status()["state"] == "failed" and "batch 5 of seed 3" in directory.status()["error"]
     assert directory.last("step")["step"] == 5
 
@@ -395,7 +395,7 @@ def test_a_loss_that_is_not_finite_names_step_batch_and_the_last_good_checkpoint
 def test_ranks_whose_loss_is_not_finite_all_say_so(nursery, tiny) -> None:
     pids = nursery.start_ranks(replace(tiny, embedding_lr=1e39))
     assert [nursery.wait(pid)[0] for pid in pids] == [1, 1]
-    directory = RunDirectory(tiny.run)
+    directory = RunDirectory(tiny.run_dir)
     assert [error["traceback"].splitlines()[-1].split(":")[0] for error in directory.errors()] == 2 * [
         "FloatingPointError"]
     assert directory.status()["state"] == "failed" and "lower the learning rates" in directory.status()["error"]
@@ -403,9 +403,9 @@ def test_ranks_whose_loss_is_not_finite_all_say_so(nursery, tiny) -> None:
 
 def test_float16_follows_float32(tiny, tmp_path) -> None:
     train.train(tiny)
-    half = replace(tiny, run=str(tmp_path / "half"), dtype="float16")
+    half = replace(tiny, run_dir=str(tmp_path / "half"), dtype="float16")
     train.train(half)
-    found, expected = (RunDirectory(config.run).metrics() for config in (half, tiny))
+    found, expected = (RunDirectory(config.run_dir).metrics() for config in (half, tiny))
     assert found["loss"].tolist() == pytest.approx(expected["loss"].tolist(), rel=0.01)
     assert found["loss"].tolist() != expected["loss"].tolist() and (found["lr"] > 0).all()
     assert found["grad_norm"].tolist() == pytest.approx(expected["grad_norm"].tolist(), rel=0.05)
@@ -413,10 +413,10 @@ def test_float16_follows_float32(tiny, tmp_path) -> None:
 
 def test_overflow_in_float16_leaves_updates_out_and_training_goes_on(tiny, monkeypatch) -> None:
     """From a scale of 2^40 down to one that fits: the weights wait, then learn; a resumed run keeps the scale."""
-    monkeypatch.setattr(train, "LossScale", partial(LossScale, first=2.0**40))
+    monkeypatch.setattr(train, "GradScaler", partial(GradScaler, first=2.0**40))
     config = replace(tiny, dtype="float16", steps=60, save_every=60, eval_every=None)
     summary = train.train(config)
-    directory = RunDirectory(config.run)
+    directory = RunDirectory(config.run_dir)
     steps = directory.metrics()
     out = steps["lr"] == 0
     assert 10 < out.sum() < 35 and out[:10].all() and not out[35:].any()
@@ -428,7 +428,7 @@ def test_overflow_in_float16_leaves_updates_out_and_training_goes_on(tiny, monke
 
 
 def test_the_scale_of_the_loss_falls_at_once_and_rises_slowly() -> None:
-    scale = LossScale(torch.float16, first=8.0, patience=3)
+    scale = GradScaler(torch.float16, first=8.0, patience=3)
     assert [scale.update(finite) for finite in (True, False, True, True, False)] == [True, False, True, True, False]
     assert (scale.value, scale.good) == (2.0, 0)
     assert all(scale.update(True) for _ in range(7)) and scale.value == 8.0
@@ -438,7 +438,7 @@ def test_the_scale_of_the_loss_falls_at_once_and_rises_slowly() -> None:
     with pytest.raises(FloatingPointError):
         scale.update(False)
     for dtype in (torch.float32, torch.bfloat16):
-        constant = LossScale(dtype, patience=1)
+        constant = GradScaler(dtype, patience=1)
         assert constant.update(True) and constant.value == 1.0
         with pytest.raises(FloatingPointError):
             constant.update(False)
@@ -448,7 +448,7 @@ def test_the_scale_of_the_loss_falls_at_once_and_rises_slowly() -> None:
 
 def check_starved(config: TrainConfig, code: int, said: str, saved: list[int]) -> None:
     assert code == 1 and "Traceback" in said, said
-    directory = RunDirectory(config.run)
+    directory = RunDirectory(config.run_dir)
     assert directory.saved_steps() == saved and not parts(directory) and not directory.processes()
     check_checkpoints(config)
 
@@ -462,7 +462,7 @@ def test_a_disk_that_fills_while_saving_ends_the_run_and_says_so(nursery, tiny, 
     (first, said), *others = map(nursery.wait, pids)
     check_starved(config, first, said, [2])
     assert all(code == 1 for code, _ in others)
-    directory = RunDirectory(config.run)
+    directory = RunDirectory(config.run_dir)
     assert directory.status()["state"] == "failed" and "free some space and resume" in directory.status()["error"]
     assert directory.errors()[0]["rank"] == 0 and "could not be written" in directory.errors()[0]["traceback"]
     assert nursery.run(config)[0] == 0
@@ -476,7 +476,7 @@ def test_where_nothing_can_be_written_the_run_still_ends_and_says_so(nursery, ti
         exit_code, said = nursery.run(tiny, code)
         check_starved(tiny, exit_code, said, [2])
         assert "the disk is full: free some space and resume; whole checkpoints are untouched, of steps [2]" in said
-        assert RunDirectory(tiny.run).status()["state"] == "lost"
+        assert RunDirectory(tiny.run_dir).status()["state"] == "lost"
     assert nursery.run(tiny)[0] == 0
     assert outcome(tiny) == uninterrupted(tiny)
 
@@ -496,8 +496,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_small_disk_fills_up(nursery, often, small_disk, uninterrupted) -> None:
     """First with checkpoints, then to the last byte, in the middle of a line; with room again the run goes on."""
-    config = replace(often, run=str(small_disk / "run"), keep=10)
-    directory = RunDirectory(config.run)
+    config = replace(often, run_dir=str(small_disk / "run"), keep=10)
+    directory = RunDirectory(config.run_dir)
     code, said = nursery.run(config)
     saved = directory.saved_steps()
     check_starved(config, code, said, list(range(1, 1 + len(saved))))
@@ -512,7 +512,7 @@ def test_a_small_disk_fills_up(nursery, often, small_disk, uninterrupted) -> Non
     check_checkpoints(fewer)
     (directory.path / "filler").unlink()
     assert nursery.run(fewer)[0] == 0
-    assert outcome(fewer)[1:] == uninterrupted(replace(fewer, run=str(small_disk / "run")))[1:]
+    assert outcome(fewer)[1:] == uninterrupted(replace(fewer, run_dir=str(small_disk / "run")))[1:]
 
 
 # A rank that dies
@@ -546,7 +546,7 @@ def test_the_error_of_the_one_rank_that_fails_comes_first(nursery, tiny, rank) -
     pids, began = nursery.start_ranks(tiny, AFTER_STEP.format(step=3, ranks=(rank,), action=fails)), time.monotonic()
     ended = [nursery.wait(pid) for pid in pids]
     assert [code for code, _ in ended] == [1, 1] and time.monotonic() - began < 30
-    directory = RunDirectory(tiny.run)
+    directory = RunDirectory(tiny.run_dir)
     first, second = directory.errors()
     assert (first["rank"], second["rank"]) == (rank, 1 - rank)
     assert f"RuntimeError: only rank {rank}" in first["traceback"] and "only rank" not in second["traceback"]
@@ -562,8 +562,8 @@ def test_a_killed_rank_is_named_by_the_others(nursery, tiny, rank) -> None:
     ended = [nursery.wait(pid) for pid in pids]
     assert [code for code, _ in ended] == [-9 if other == rank else 1 for other in (0, 1)]
     assert time.monotonic() - began < 30
-    directory, note = RunDirectory(tiny.run), f"rank{rank} (pid {pids[rank]}) is gone without a word"
-    assert list(directory.vanished()) == [f"rank{rank}"] and not directory.alive()
+    directory, note = RunDirectory(tiny.run_dir), f"rank{rank} (pid {pids[rank]}) is gone without a word"
+    assert list(directory.killed_ranks()) == [f"rank{rank}"] and not directory.alive()
     assert note in ended[1 - rank][1] and [error["rank"] for error in directory.errors()] == [1 - rank]
     assert note in directory.errors()[0]["traceback"]
     if rank == 1:
@@ -574,7 +574,7 @@ def test_a_killed_rank_is_named_by_the_others(nursery, tiny, rank) -> None:
 
 def test_torchrun_ends_soon_after_a_killed_rank(torchrun, tiny) -> None:
     agent = torchrun(replace(tiny, steps=100_000, save_every=None, eval_every=None), "")
-    directory = RunDirectory(tiny.run)
+    directory = RunDirectory(tiny.run_dir)
     while not directory.last("step") and agent.poll() is None:
         time.sleep(0.05)
     ranks, began = directory.processes(), time.monotonic()
@@ -589,7 +589,7 @@ def test_torchrun_ends_soon_after_a_killed_rank(torchrun, tiny) -> None:
 def test_a_signal_to_one_rank_or_to_torchrun_saves_and_ends(torchrun, tiny, asked) -> None:
     """Slurm and Ctrl-C tell torchrun, which tells its ranks, and calls its own end a failure though theirs is none."""
     agent = torchrun(replace(tiny, steps=100_000, save_every=None, eval_every=None), "")
-    directory = RunDirectory(tiny.run)
+    directory = RunDirectory(tiny.run_dir)
     while not directory.last("step") and agent.poll() is None:
         time.sleep(0.05)
     one = directory.processes()["rank1"].pid
@@ -608,11 +608,11 @@ def test_torchrun_starts_ranks_again_and_they_go_on(torchrun, tiny, nursery, uni
     agent = torchrun(tiny, every.format(ranks=(1,), action=dies), "--max-restarts=2")
     said = agent.communicate(timeout=120)[0]
     assert agent.returncode == 0, said
-    directory = RunDirectory(tiny.run)
+    directory = RunDirectory(tiny.run_dir)
     headers = [record["step"] for record in directory.records() if record["kind"] == "header"]
     assert headers == [0, 0, 4] and directory.saved_steps() == [2, 4, 6]
     assert directory.status()["state"] == "finished" and not directory.errors() and not parts(directory)
-    whole = replace(tiny, run=f"{tiny.run} whole")
+    whole = replace(tiny, run_dir=f"{tiny.run_dir} whole")
     assert [nursery.wait(pid)[0] for pid in nursery.start_ranks(whole)] == [0, 0]
     assert outcome(tiny) == outcome(whole)
 
@@ -636,7 +636,7 @@ def test_what_is_not_the_same_run_is_refused_and_changes_nothing(nursery, tiny, 
     build({"train": ["Other words."] * 100, "val": ["More."] * 9}, Tokenizer.load(Path(tiny.data) / "tokenizer"),
           tmp_path / "others")
     monkeypatch.setattr("tinylib.hardware.dtype", lambda device: ("of another machine", "a test says so"))
-    directory, before = RunDirectory(tiny.run), contents(tiny)
+    directory, before = RunDirectory(tiny.run_dir), contents(tiny)
     for change, message in CHANGES:
         changed = dict(change)
         if "model" in changed:
@@ -653,5 +653,5 @@ def test_what_is_not_the_same_run_is_refused_and_changes_nothing(nursery, tiny, 
 
 def contents(config: TrainConfig) -> dict[Path, bytes]:
     """Every file of a run but those that say why its last start failed."""
-    return {file: file.read_bytes() for file in RunDirectory(config.run).path.rglob("*")
+    return {file: file.read_bytes() for file in RunDirectory(config.run_dir).path.rglob("*")
             if file.is_file() and not file.name.endswith(".error.json")}

@@ -129,7 +129,7 @@ def beats(rows: np.ndarray) -> np.ndarray:
 def test_the_front_is_the_plain_definition(rows: int, columns: int, values: int):
     """Random rows, then fewer and fewer different values, until most rows have equals."""
     data = np.random.default_rng(rows + values).integers(0, values, (rows, columns)).astype(float)
-    by, matrix = sizing.beaten_by(data), beats(data)
+    by, matrix = sizing.dominated_by(data), beats(data)
     front = by == np.arange(rows)
     assert (front == ~matrix.any(0)).all()
     assert matrix[by[~front], np.flatnonzero(~front)].all() and front[by].all()
@@ -140,7 +140,7 @@ def test_the_front_is_the_plain_definition(rows: int, columns: int, values: int)
 
 def test_equal_rows_stand_together_and_fall_together():
     data = np.array([[1, 2], [2, 1], [1, 2], [3, 3], [3, 3]], float)
-    assert (sizing.beaten_by(data) == np.arange(5)).tolist() == [True, True, True, False, False]
+    assert (sizing.dominated_by(data) == np.arange(5)).tolist() == [True, True, True, False, False]
 
 
 def test_a_front_of_everything_is_found():
@@ -148,7 +148,7 @@ def test_a_front_of_everything_is_found():
     data = np.random.default_rng(0).random((4000, 4))
     data /= data.sum(1, keepdims=True)
     data[:, 3] = 1 - data[:, :3].sum(1)
-    assert (sizing.beaten_by(data) == np.arange(4000)).all()
+    assert (sizing.dominated_by(data) == np.arange(4000)).all()
 
 
 @pytest.mark.parametrize("keywords", [{}, {"tied": True}, {"blocks_percent": 70}, {"tolerance": 0.1, "context": 64}])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tinylib import rundir
+from tinylib import files
 from tinylib.shards import IGNORED, Shards, build, permute
 from tinylib.tokenizer import Tokenizer
 
@@ -309,7 +309,7 @@ def test_building_again_replaces_and_sweeps_up_after_the_dead(tokenizer, tmp_pat
 
 
 def test_write_folder_is_whole_or_not_at_all(tmp_path):
-    with pytest.raises(RuntimeError, match="no"), rundir.write_folder(tmp_path / "a" / "b") as part:
+    with pytest.raises(RuntimeError, match="no"), files.write_folder(tmp_path / "a" / "b") as part:
         (part / "file").write_text("half")
         raise RuntimeError("no")
     assert list((tmp_path / "a").iterdir()) == []

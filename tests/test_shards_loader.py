@@ -105,9 +105,9 @@ def test_training_takes_the_batches_of_the_shards(tiny, tmp_path, monkeypatch):
             pass
 
     monkeypatch.setattr("tinylib.train.Loader", Slow)
-    other = replace(tiny, run=str(tmp_path / "plain"))
+    other = replace(tiny, run_dir=str(tmp_path / "plain"))
     train(other)
-    one, two = RunDirectory(tiny.run), RunDirectory(other.run)
+    one, two = RunDirectory(tiny.run_dir), RunDirectory(other.run_dir)
     first, second = (checkpoint.load_model(run.checkpoint()).state_dict() for run in (one, two))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert one.metrics()["loss"].tolist() == two.metrics()["loss"].tolist()
@@ -118,8 +118,8 @@ def test_training_that_fails_leaves_no_thread(tiny, monkeypatch):
         train(replace(tiny, embedding_lr=1e39))
     monkeypatch.setattr(Shards, "batch", lambda *_, **__: (_ for _ in ()).throw(OSError("disk gone")))
     with pytest.raises(OSError, match="disk gone"):
-        train(replace(tiny, run=tiny.run + "2"))
-    assert RunDirectory(tiny.run + "2").status()["error"] == "OSError: disk gone"
+        train(replace(tiny, run_dir=tiny.run_dir + "2"))
+    assert RunDirectory(tiny.run_dir + "2").status()["error"] == "OSError: disk gone"
 
 
 @pytest.mark.gpu

@@ -59,10 +59,10 @@ def test_compression_counts_by_hand(trained):
 
 def test_cutting_equals_a_shorter_training(trained):
     for size in (265, 266, 300, 380):
-        assert trained.cut_to(size).fingerprint == Tokenizer.train(TEXTS, size).fingerprint
+        assert trained.truncate(size).fingerprint == Tokenizer.train(TEXTS, size).fingerprint
     for size in (264, 381):
         with pytest.raises(ValueError, match=f"vocab_size={size} is not a whole number from 265 to 380"):
-            trained.cut_to(size)
+            trained.truncate(size)
 
 
 def test_fewer_tokens_are_welcome_where_it_is_said():
@@ -145,7 +145,7 @@ def power_law(exponents: list[float], sizes: tuple[int, ...] = (1024, 4096, 1638
 def test_the_curve_counts_every_document(trained):
     found = curve(trained, iter(TEXTS[:20]), vocab_sizes=(300, 350, 5_000))
     assert found.vocab_sizes == (300, 350, 380)
-    assert found.tokens_VN.tolist() == [[len(trained.cut_to(size).encode(text)) for text in TEXTS[:20]]
+    assert found.tokens_VN.tolist() == [[len(trained.truncate(size).encode(text)) for text in TEXTS[:20]]
                                         for size in found.vocab_sizes]
     assert found.bytes_N.tolist() == found.characters_N.tolist() == [len(text) for text in TEXTS[:20]]
     assert found.bytes_per_token(350) == pytest.approx(found.bytes_N.sum() / found.tokens_VN[1].sum())
@@ -259,7 +259,7 @@ def test_the_figure_of_costs_shows_decisions_and_their_uncertainty():
 
 
 def test_the_figure_of_kinds_has_a_bar_for_each_tokenizer(trained):
-    table = by_kind({"ours": trained, "small": trained.cut_to(270)}, {"words": TEXTS[:3], "scripts": ["é字"]})
+    table = by_kind({"ours": trained, "small": trained.truncate(270)}, {"words": TEXTS[:3], "scripts": ["é字"]})
     axes, = plots.price_by_kind(table).axes
     heights = [bar.get_height() for bar in axes.patches]
     assert heights == table.sort_values("tokenizer", kind="stable").bytes_per_token.tolist()

@@ -27,7 +27,7 @@ def weights(run: str, step: int | None = None) -> dict[str, torch.Tensor]:
 def test_training_learns_and_records(tiny, tied) -> None:
     tiny = replace(tiny, model=replace(tiny.model, tied=tied), steps=40, eval_every=10, save_every=20, keep=1)
     summary = train(tiny)
-    directory = RunDirectory(tiny.run)
+    directory = RunDirectory(tiny.run_dir)
     steps, evals = directory.metrics(), directory.metrics("eval")
     assert steps.index.tolist() == list(range(1, 41)) and evals.index.tolist() == [10, 20, 30, 40]
     assert steps["loss"].iloc[0] == pytest.approx(math.log(320), rel=0.01)
@@ -41,9 +41,9 @@ def test_training_learns_and_records(tiny, tied) -> None:
 
 def test_recomputing_changes_nothing(tiny, tmp_path) -> None:
     train(tiny)
-    again = replace(tiny, run=str(tmp_path / "again"), recompute=True)
+    again = replace(tiny, run_dir=str(tmp_path / "again"), recompute=True)
     train(again)
-    assert losses(again.run) == losses(tiny.run)
+    assert losses(again.run_dir) == losses(tiny.run_dir)
 
 
 def test_bad_input_is_refused_before_any_step(tiny) -> None:
@@ -52,35 +52,35 @@ def test_bad_input_is_refused_before_any_step(tiny) -> None:
         if change.get("device") == "cuda" and torch.cuda.is_available():
             continue
         with pytest.raises((ValueError, FileNotFoundError), match=message):
-            train(replace(tiny, **change, run=tiny.run + message[:3]))
+            train(replace(tiny, **change, run_dir=tiny.run_dir + message[:3]))
     with pytest.raises(ConfigError, match="total_batch_size=100 is not a multiple"):
         replace(tiny, total_batch_size=100)
 
 
 def test_compiled_training_follows_the_eager_one(tiny, tmp_path) -> None:
     train(tiny)
-    compiled = replace(tiny, run=str(tmp_path / "compiled"), compile="on")
+    compiled = replace(tiny, run_dir=str(tmp_path / "compiled"), compile="on")
     train(compiled)
-    assert losses(compiled.run) == pytest.approx(losses(tiny.run), rel=1e-4)
-    header = next(RunDirectory(compiled.run).records())
+    assert losses(compiled.run_dir) == pytest.approx(losses(tiny.run_dir), rel=1e-4)
+    header = next(RunDirectory(compiled.run_dir).records())
     assert header["compiled"] is True
-    names = weights(compiled.run).keys()    # with no prefix of a wrapper
-    assert names == weights(tiny.run).keys()
+    names = weights(compiled.run_dir).keys()    # with no prefix of a wrapper
+    assert names == weights(tiny.run_dir).keys()
     assert {name.split("/")[0] for name in names} == {spec.name for spec in tiny.model.tensors()}
 
 
 def test_bfloat16_follows_float32(tiny, tmp_path) -> None:
     train(tiny)
-    half = replace(tiny, run=str(tmp_path / "half"), dtype="bfloat16")
+    half = replace(tiny, run_dir=str(tmp_path / "half"), dtype="bfloat16")
     train(half)
-    assert losses(half.run) == pytest.approx(losses(tiny.run), rel=0.02)
-    assert losses(half.run) != losses(tiny.run)
+    assert losses(half.run_dir) == pytest.approx(losses(tiny.run_dir), rel=0.02)
+    assert losses(half.run_dir) != losses(tiny.run_dir)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("dtype", "rel"), [("float32", 1e-3), ("bfloat16", 0.02)])
 def test_a_gpu_follows_the_cpu(tiny, tmp_path, dtype, rel) -> None:
     train(tiny)
-    there = replace(tiny, run=str(tmp_path / "gpu"), device="cuda", dtype=dtype)
+    there = replace(tiny, run_dir=str(tmp_path / "gpu"), device="cuda", dtype=dtype)
     assert train(there).peak_memory_bytes > 0
-    assert losses(there.run) == pytest.approx(losses(tiny.run), rel=rel)
+    assert losses(there.run_dir) == pytest.approx(losses(tiny.run_dir), rel=rel)

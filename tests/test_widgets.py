@@ -18,8 +18,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from tinylib import course, sizing
 from tinylib.config import PRESETS, ConfigError, GPTConfig, from_json
+from tinylib.course import explore, figures, nearest_preset, panel_html, panel_text
 from tinylib.plots import PARTS
-from tinylib.widgets import explore, figures, nearest_preset, panel_html, panel_text
 
 GOLDILOCKS = PRESETS["goldilocks"]
 BUDGET_MS = 100.0
@@ -239,7 +239,7 @@ def test_the_same_call_shows_a_static_panel(monkeypatch, how):
                                  ["-m", "IPython", "--quick", "--colors=NoColor", "-c", "{0}\nexplore()"]],
                          ids=["python", "ipython"])
 def test_a_terminal_shows_text(how, tmp_path):
-    command = [part.format("from tinylib.widgets import explore") for part in how]
+    command = [part.format("from tinylib.course import explore") for part in how]
     child = subprocess.run([sys.executable, *command], capture_output=True, encoding="utf-8", timeout=60,
                            env=os.environ | {"PYTHONIOENCODING": "utf-8", "IPYTHONDIR": str(tmp_path)})
     text = child.stdout.strip().removeprefix("Out[0]: ")    # IPython
@@ -247,7 +247,7 @@ def test_a_terminal_shows_text(how, tmp_path):
 
 
 def test_the_course_keeps_the_panel_and_no_widget(tmp_path):
-    cells = [new_markdown_cell("# Explorer"), new_code_cell("from tinylib.widgets import explore\nexplore()")]
+    cells = [new_markdown_cell("# Explorer"), new_code_cell("from tinylib.course import explore\nexplore()")]
     nbformat.write(new_notebook(cells=cells), tmp_path / "one.ipynb")
     executed = course.execute(tmp_path / "one.ipynb", tmp_path / "kept", os.environ)
     (output,) = executed.cells[1].outputs
@@ -257,7 +257,7 @@ def test_the_course_keeps_the_panel_and_no_widget(tmp_path):
 
 
 LIVE = """
-from tinylib.widgets import explore
+from tinylib.course import explore
 explorer = explore()
 explorer
 explorer.controls["depth"].value = 8

@@ -1,13 +1,39 @@
 """tinylib: design, train and understand tiny language models, one notebook at a time.
 
-The modules form a line along which data flows; each imports only from those before it:
-
-    config · hardware · rundir · sizing · plots · corpus · tokenizer · shards · world · model · optim ·
-    checkpoint · generate · evaluate · train · launch · export · course · exercises
-
-Importing `tinylib` does nothing: no device is probed, no environment variable is read, no logging is set up.
+Data flows down the modules in HOUSE; each imports only from those before it.  Importing `tinylib` does nothing: no
+device is probed, no environment variable is read, no logging is set up.
 
 Letters in shapes: B batch, T tokens, D dim, F mlp, V vocabulary, L layers, N heads, H head dim.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
+
+HOUSE = {
+    "checks": "one message for a wrong value: field, value, rule, fix",
+    "config": "configuration of a model and of a training run; presets; the table of tensors",
+    "files": "atomic writes of files and folders",
+    "hardware": "devices of this machine: precision, memory, peak FLOP/s, price",
+    "allocator": "glibc malloc settings while training",
+    "profiles": "smoke, cpu, gpu: every size that a notebook uses; the reader's own design",
+    "doctor": "environment check",
+    "rundir": "run directory: config, metric records, status, logs, pids, checkpoints",
+    "events": "metrics as TensorBoard files",
+    "sizing": "parameters, FLOPs, bytes; plans; the search for a shape",
+    "plots": "figures of configurations, runs and tables",
+    "corpus": "documents: installed documentation, Hugging Face hub, local files; train and validation split",
+    "tokenizer": "BPE tokenizer: rustbpe trains, tiktoken encodes",
+    "shards": "memory-mapped token files, the batch of step n, prefetch",
+    "distributed": "process group, all-reduce, coordinated stop",
+    "loss": "chunked cross-entropy of softcapped logits",
+    "model": "the GPT and its KV cache",
+    "optim": "Muon and AdamW by parameter role, learning-rate schedule, gradient scaling",
+    "checkpoint": "atomic checkpoints, exact resume",
+    "generate": "sampling",
+    "evaluate": "bits per byte, confidence intervals, compressors",
+    "train": "the training loop",
+    "launch": "torchrun from a notebook cell, live view of a run, several machines, Slurm",
+    "export": "conversion to and from transformers",
+    "course": "the course: runner and report, exercises, explorer, figures of single notebooks",
+    "cli": "command line",
+}
+"""The modules in the order in which data flows, and the one idea of each."""

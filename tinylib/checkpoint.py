@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tinylib.checks import raise_if
 from tinylib.config import GPTConfig, TrainConfig, from_json, to_json
 from tinylib.model import GPT
 from tinylib.optim import Optimizer
-from tinylib.rules import refuse
 from tinylib.rundir import plain, write_folder
 
 WEIGHTS, OPTIMIZER, CONFIG, LOOP, TOKENIZER = (
@@ -108,7 +108,7 @@ def refuse_another_run(loop: dict[str, Any], config: TrainConfig, data: str, dty
     if config.dtype == "auto" and dtype != loop["dtype"]:
         wrong.append(f"dtype was {loop['dtype']!r} and is {dtype!r} on this machine: resume on one like the first, or "
                      f"accept the change with dtype={dtype!r}")
-    refuse("TrainConfig", wrong)
+    raise_if("TrainConfig", wrong)
 
 
 def _shape(tensor: Tensor | None) -> tuple[int, ...] | str:

@@ -1,4 +1,4 @@
-"""What a model and a training run are: frozen dataclasses, named presets, the table of tensors.
+"""Configuration of a model and of a training run: frozen dataclasses, named presets, the table of tensors.
 
 A dataclass is the configuration in Python, its JSON is the file in the run directory, and its fields are the
 flags of the command line.  Every problem of a configuration is reported at once, with the nearest legal values.
@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
-from tinylib import rules
-from tinylib.rules import ConfigError, either, neighbours
+from tinylib import checks
+from tinylib.checks import ConfigError, join_or, nearest_multiples
 
 Role = Literal["embedding", "unembedding", "tied", "matrix"]
 DeviceKind = Literal["auto", "cpu", "cuda", "mps"]
@@ -21,7 +22,8 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 MatrixOptimizer = Literal["muon", "adamw"]
 Switch = Literal["auto", "on", "off"]
 _CHOICES = {"device": get_args(DeviceKind), "dtype": get_args(Precision), "compile": get_args(Switch),
-            "matrix_optimizer": get_args(MatrixOptimizer), "recompute": (True, False), "tensorboard": (True, False)}
+            "matrix_optimizer": get_args(MatrixOptimizer), "recompute": (True, False), "tensorboard": (True, False),
+            "init_state": (True, False)}
 Config = TypeVar("Config", "GPTConfig", "TrainConfig")
 
 
@@ -48,7 +50,7 @@ class GPTConfig:
     >>> GPTConfig(depth=4, dim=500)
     Traceback (most recent call last):
         ...
-    tinylib.rules.ConfigError: GPTConfig: dim=500 is not a multiple of head_dim=64: use dim=448 or 512, \
+    tinylib.checks.ConfigError: GPTConfig: dim=500 is not a multiple of head_dim=64: use dim=448 or 512, \
 or a head_dim that divides 500, such as 50
     """
 
@@ -59,7 +61,7 @@ or a head_dim that divides 500, such as 50
     vocab_size: int = 24_576
     """Rows of the embedding table (V)."""
     head_dim: int = 64
-    """Width of one attention head (H); it must divide `dim` and be even, for RoPE turns pairs."""
+    """Width of one attention head (H); it must divide `dim` and be even, because RoPE rotates pairs of channels."""
     seq_len: int = 2048
     """Context length in tokens (T)."""
     tied: bool = False
@@ -72,16 +74,16 @@ or a head_dim that divides 500, such as 50
     def __post_init__(self) -> None:
         sizes = ("depth", "dim", "vocab_size", "head_dim", "seq_len")
         for name in sizes:
-            if rules.is_whole(getattr(self, name)):
+            if checks.is_int(getattr(self, name)):
                 object.__setattr__(self, name, int(getattr(self, name)))    # numpy's, from a table, are welcome
-        problems = [rules.whole(name, getattr(self, name)) for name in sizes]
+        problems = [checks.check_int(name, getattr(self, name)) for name in sizes]
         if not any(problems):
             problems += [head_problem(self.dim, self.head_dim)]
-        problems += [rules.number("rope_theta", self.rope_theta, 0, above=True)]
+        problems += [checks.check_float("rope_theta", self.rope_theta, 0, above=True)]
         if self.softcap is not None:
-            problems += [rules.number("softcap", self.softcap, 0, above=True)]
-        problems += [rules.choice("tied", self.tied, (True, False))]
-        rules.refuse("GPTConfig", problems)
+            problems += [checks.check_float("softcap", self.softcap, 0, above=True)]
+        problems += [checks.check_choice("tied", self.tied, (True, False))]
+        checks.raise_if("GPTConfig", problems)
 
     @property
     def n_head(self) -> int:
@@ -122,15 +124,19 @@ class TrainConfig:
     >>> TrainConfig(model=PRESETS["nano"], total_batch_size=5_000, device_batch_size=2)
     Traceback (most recent call last):
         ...
-    tinylib.rules.ConfigError: TrainConfig: total_batch_size=5000 is not a multiple of device_batch_size × seq_len \
+    tinylib.checks.ConfigError: TrainConfig: total_batch_size=5000 is not a multiple of device_batch_size × seq_len \
 = 2 × 2048 = 4096: use 4096 or 8192
     """
 
     model: GPTConfig = field(default_factory=GPTConfig)
     data: str = "data/shards"
     """Folder of token shards, as `tinylib.shards.build` writes it."""
-    run: str = "runs/run"
+    run_dir: str = "runs/run"
     """Run directory to write."""
+    init_from: str | None = None
+    """Checkpoint folder of another run to start from: its weights; None draws new ones from the seed."""
+    init_state: bool = False
+    """Whether a start from `init_from` also takes its optimizer state and its place in the schedule."""
     steps: int = 1440
     """Optimizer steps."""
     total_batch_size: int = 524_288
@@ -183,29 +189,28 @@ class TrainConfig:
         if not isinstance(self.model, GPTConfig):
             raise ConfigError("TrainConfig", [f"model={self.model!r} is not a GPTConfig: use PRESETS[name] or "
                                               "GPTConfig(...)"])
+        paths = ("data", "run_dir", *(["init_from"] if self.init_from is not None else []))
+        for name in paths:
+            if isinstance(getattr(self, name), os.PathLike):
+                object.__setattr__(self, name, os.fspath(getattr(self, name)))
         counts = {name: 1 for name in ("steps", "total_batch_size", "device_batch_size", "keep")} | {"seed": 0}
         counts |= {name: 1 for name in ("eval_every", "eval_tokens", "save_every") if getattr(self, name) is not None}
         rates = ["embedding_lr", "unembedding_lr", "tied_lr", "matrix_lr", "adam_eps"]
         rates += ["grad_clip"] if self.grad_clip is not None else []
         shares = ("warmup_fraction", "warmdown_fraction", "muon_momentum", "weight_decay")
-        problems = [rules.whole(name, getattr(self, name), least) for name, least in counts.items()]
-        problems += [rules.number(name, getattr(self, name), 0, above=True) for name in rates]
-        problems += [rules.number(name, getattr(self, name), 0, 1) for name in shares]
-        problems += [rules.choice(name, getattr(self, name), legal) for name, legal in _CHOICES.items()]
-        problems += [f"{name}={getattr(self, name)!r} is not a folder's name: use a path"
-                     for name in ("data", "run") if not isinstance(getattr(self, name), str) or not getattr(self, name)]
+        problems = [checks.check_int(name, getattr(self, name), least) for name, least in counts.items()]
+        problems += [checks.check_float(name, getattr(self, name), 0, above=True) for name in rates]
+        problems += [checks.check_float(name, getattr(self, name), 0, 1) for name in shares]
+        problems += [checks.check_choice(name, getattr(self, name), legal) for name, legal in _CHOICES.items()]
+        problems += [f"{name}={getattr(self, name)!r} is not a folder's name: use a path" for name in paths
+                     if not isinstance(getattr(self, name), str) or not getattr(self, name)]
+        if self.init_state and self.init_from is None:
+            problems += ["init_state=True needs a checkpoint to take the state from: set init_from"]
         problems += [_betas_problem(self.adam_betas)]
         if not any(problems):
-            problems += [self._batch_problem(), self._schedule_problem()]
-        rules.refuse("TrainConfig", problems)
-
-    def _batch_problem(self) -> str | None:
-        micro = self.device_batch_size * self.model.seq_len
-        if self.total_batch_size % micro == 0:
-            return None
-        return (f"total_batch_size={self.total_batch_size} is not a multiple of device_batch_size × seq_len = "
-                f"{self.device_batch_size} × {self.model.seq_len} = {micro}: use "
-                + either(neighbours(self.total_batch_size, micro)))
+            problems += [batch_problem(self.total_batch_size, self.device_batch_size, self.model.seq_len),
+                         self._schedule_problem()]
+        checks.raise_if("TrainConfig", problems)
 
     def _schedule_problem(self) -> str | None:
         if self.warmup_fraction + self.warmdown_fraction <= 1:
@@ -243,14 +248,33 @@ def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
     return kind(**values)
 
 
+def batch_problem(total_batch_size: int, device_batch_size: int, seq_len: int, world_size: int = 1) -> str | None:
+    """The problem with a batch that doesn't split into whole micro-batches on every process, else None.
+
+    The one rule for batches, in tokens: total_batch_size is a multiple of device_batch_size × seq_len × world_size.
+
+    >>> batch_problem(5_000, 2, 1024, world_size=2)
+    'total_batch_size=5000 is not a multiple of device_batch_size × seq_len × processes = 2 × 1024 × 2 = 4096: use 4096 \
+or 8192'
+    """
+    unit = device_batch_size * seq_len * world_size
+    if total_batch_size % unit == 0:
+        return None
+    names, factors = ["device_batch_size", "seq_len"], [device_batch_size, seq_len]
+    if world_size > 1:
+        names, factors = [*names, "processes"], [*factors, world_size]
+    return (f"total_batch_size={total_batch_size} is not a multiple of {' × '.join(names)} = "
+            f"{' × '.join(map(str, factors))} = {unit}: use " + join_or(nearest_multiples(total_batch_size, unit)))
+
+
 def head_problem(dim: int, head_dim: int) -> str | None:
     """What is wrong with heads of `head_dim` in a width of `dim`, and the nearest legal values; None if nothing is."""
     if head_dim % 2:
-        return rules.whole("head_dim", head_dim, least=2, step=2)
+        return checks.check_int("head_dim", head_dim, least=2, step=2, why="RoPE rotates pairs of channels")
     if dim % head_dim == 0:
         return None
     divisors = [size for size in range(2, dim + 1, 2) if dim % size == 0]
-    problem = f"dim={dim} is not a multiple of head_dim={head_dim}: use dim={either(neighbours(dim, head_dim))}"
+    problem = f"dim={dim} is not a multiple of head_dim={head_dim}: use dim={join_or(nearest_multiples(dim, head_dim))}"
     if divisors:
         nearest = min(divisors, key=lambda size: abs(size - head_dim))
         problem += f", or a head_dim that divides {dim}, such as {nearest}"
@@ -258,7 +282,7 @@ def head_problem(dim: int, head_dim: int) -> str | None:
 
 
 def _betas_problem(betas: Any) -> str | None:
-    pair = isinstance(betas, tuple) and len(betas) == 2 and all(isinstance(beta, float) for beta in betas)
+    pair = isinstance(betas, tuple) and len(betas) == 2 and all(isinstance(beta, float | int) for beta in betas)
     if pair and all(0 <= beta < 1 for beta in betas):
         return None
     return f"adam_betas={betas!r} is not a pair of numbers from 0 to below 1: use (0.8, 0.95)"

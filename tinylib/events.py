@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
-from tinylib import rules
+from tinylib import checks
 from tinylib.config import TrainConfig
 from tinylib.rundir import RunDirectory
 
@@ -15,10 +15,10 @@ FLUSH_S = 5
 """Seconds after which others can see what was written."""
 
 
-def refuse_missing(config: TrainConfig) -> None:
+def check_tensorboard(config: TrainConfig) -> None:
     """Raise ConfigError where `config` asks for event files and the package that writes them is not installed."""
     missing = config.tensorboard and find_spec("tensorboard") is None
-    rules.refuse("TrainConfig", ["tensorboard=True needs a package that is not installed: "
+    checks.raise_if("TrainConfig", ["tensorboard=True needs a package that is not installed: "
                                  "pip install -e '.[tensorboard]', or leave it out"] if missing else [])
 
 

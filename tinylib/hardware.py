@@ -1,24 +1,19 @@
-"""What this machine is, as functions: device, precision, peak FLOP/s, the profile, and what is missing.
+"""Devices of this machine: which are here, their precision, memory, peak FLOP/s and price per hour.
 
 Nothing is probed at import.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import re
 import shutil
 import sys
 import sysconfig
-from dataclasses import dataclass, replace
-from importlib import metadata
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-
-from tinylib import rules
-from tinylib.config import PRESETS, ConfigError, GPTConfig, TrainConfig, from_json, to_json
 
 
 @dataclass(frozen=True)
@@ -67,112 +62,6 @@ class Device:
     memory_bytes: int
     peak_flops: float | None
     """Dense bf16 FLOP/s of one device; None where ACCELERATORS has no data sheet, so MFU reads "n/a"."""
-
-
-@dataclass(frozen=True)
-class Profile:
-    """The sizes that fit one kind of machine; notebooks take every size from here."""
-
-    name: Literal["smoke", "cpu", "gpu"]
-    corpus: str
-    """Name of the corpus, for `tinylib.corpus.load`."""
-    train: TrainConfig
-    """The run of notebook 04; `train.model` is the untied model of the course."""
-    nproc_per_node: int | Literal["auto"]
-
-    @property
-    def data(self) -> Path:
-        """Where this profile keeps its tokenizer and shards."""
-        return home() / "data" / self.name
-
-    @property
-    def tokenizer(self) -> Path:
-        """Folder of the trained tokenizer, written by notebook 02."""
-        return self.data / "tokenizer"
-
-    @property
-    def shards(self) -> Path:
-        """Folder of the token shards, written by notebook 02."""
-        return self.data / "shards"
-
-    @property
-    def design(self) -> Path:
-        """The reader's own model, which takes the place of the profile's; written by notebook 01 or `save_design`."""
-        return self.data / "design.json"
-
-    @property
-    def runs(self) -> Path:
-        """Where this profile's run directories lie."""
-        return home() / "runs" / self.name
-
-
-def home() -> Path:
-    """The folder that holds `data/` and `runs/`: $TINYLIB_HOME, else this checkout, else the working directory."""
-    if "TINYLIB_HOME" in os.environ:
-        return Path(os.environ["TINYLIB_HOME"])
-    checkout = Path(__file__).resolve().parent.parent
-    return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
-
-
-def profile(name: str | None = None) -> Profile:
-    """The profile called `name`, else $TINYLIB_PROFILE, else "gpu" where CUDA is and "cpu" elsewhere.
-
-    Its model is the reader's own where `save_design` wrote one.  Raises ConfigError for a broken file of that.
-
-    >>> profile("smoke").train.model.dim
-    64
-    """
-    chosen = _own(name)
-    if not chosen.design.is_file():
-        return chosen
-    return replace(chosen, train=_with_design(chosen, chosen.design.read_text(encoding="utf-8")))
-
-
-def _own(name: str | None) -> Profile:
-    """The profile as it is without a design of the reader's."""
-    name = name or os.environ.get("TINYLIB_PROFILE") or ("gpu" if device().kind == "cuda" else "cpu")
-    if name not in _PROFILES:
-        raise ValueError(f"TINYLIB_PROFILE={name!r} is not a profile: use " + ", ".join(_PROFILES))
-    chosen = _PROFILES[name]
-    return replace(chosen, train=replace(chosen.train, data=str(chosen.shards), run=str(chosen.runs / "untied")))
-
-
-def save_design(config: GPTConfig, profile_name: str | None = None) -> Path:
-    """Make `config` the model that the profile trains from now on, in every notebook and verb; returns its file.
-
-    Delete the file to go back to the profile's own.  Raises ConfigError for a tied model, for the course compares with
-    that later, and where the profile's batch does not suit it.
-    """
-    chosen = _own(profile_name)
-    rules.refuse(f"design {chosen.design}", ["tied=True comes last in the course, in notebook 06: use tied=False"]
-                 if config.tied else [])
-    _with_design(chosen, to_json(config))
-    chosen.design.parent.mkdir(parents=True, exist_ok=True)
-    chosen.design.write_text(to_json(config) + "\n", encoding="utf-8")
-    return chosen.design
-
-
-def _with_design(chosen: Profile, text: str) -> TrainConfig:
-    """The run of a profile with the model that `text` holds."""
-    try:
-        return replace(chosen.train, model=from_json(GPTConfig, text))
-    except ConfigError as error:
-        raise ConfigError(f"design {chosen.design}", error.problems) from None
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"design {chosen.design}", [f"{error}, so it holds no model: delete it"]) from None
-
-
-_PROFILES: dict[str, Profile] = {
-    "smoke": Profile("smoke", "pydocs-stdlib", TrainConfig(
-        model=replace(PRESETS["nano"], seq_len=128), steps=40, total_batch_size=2_048, device_batch_size=8,
-        eval_every=20, eval_tokens=16_384, save_every=20, compile="off"), nproc_per_node=2),
-    "cpu": Profile("cpu", "pydocs", TrainConfig(
-        model=replace(PRESETS["micro"], seq_len=256), steps=680, total_batch_size=4_096, device_batch_size=8,
-        eval_every=170, eval_tokens=65_536, save_every=340), nproc_per_node=2),
-    "gpu": Profile("gpu", "fineweb-edu", TrainConfig(
-        model=PRESETS["goldilocks"], steps=1_440, total_batch_size=524_288, device_batch_size=32,
-        eval_every=250, eval_tokens=10_485_760, save_every=250), nproc_per_node="auto"),
-}
 
 
 def device(kind: str = "auto") -> Device:
@@ -264,78 +153,3 @@ def can_compile() -> tuple[bool, str]:
     if not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
         return False, "no Python.h: install Python's headers (Debian: python3-dev); until then training runs eagerly"
     return True, "C++ compiler and Python headers are here"
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of `doctor`: `state` is "ok", "warning" (a part is missing) or "error" (the course can't run)."""
-
-    name: str
-    state: Literal["ok", "warning", "error"]
-    detail: str
-
-
-def doctor() -> list[Check]:
-    """What is here, what is missing and what to do about it, one line each; nothing is changed."""
-    return [_python(), *_packages(), *_torch(), _compiler(), _disk(), _kernel()]
-
-
-def _python() -> Check:
-    memory_gib = memory_bytes() / 2**30
-    return Check("python", "ok", f"{platform.python_version()}, {cores()} cores, {memory_gib:.0f} GiB of memory")
-
-
-def _packages() -> list[Check]:
-    needed = [metadata.Distribution.from_name("tinylib")] if _installed("tinylib") else []
-    names = {line.split(";")[0].split(">")[0].split("=")[0].split("<")[0].strip()
-             for found in needed for line in found.requires or [] if "extra ==" not in line}
-    missing = sorted(name for name in names if not _installed(name))
-    if not needed:
-        return [Check("tinylib", "warning", "not installed as a package: pip install -e .")]
-    if missing:
-        return [Check("packages", "error", f"missing {', '.join(missing)}: pip install -e .")]
-    return [Check("packages", "ok", f"tinylib {needed[0].version} and its {len(names)} dependencies")]
-
-
-def _torch() -> list[Check]:
-    if importlib.util.find_spec("torch") is None:
-        return [Check("torch", "error", "not installed: make .venv, or pip install -e .")]
-    import torch
-
-    found = device()
-    chosen, reason = dtype(found)
-    state: Literal["ok", "warning"] = "ok" if found.kind == "cuda" else "warning"
-    advice = "" if found.kind == "cuda" else "; no GPU: the cpu profile is used, and goldilocks itself needs one"
-    return [Check("torch", "ok", torch.__version__),
-            Check("device", state, f"{found.count} × {found.kind} ({found.name}){advice}"),
-            Check("dtype", "ok", f"{chosen}: {reason}"), Check("profile", "ok", profile().name)]
-
-
-def _compiler() -> Check:
-    there, detail = can_compile()
-    return Check("compile", "ok" if there else "warning", detail)
-
-
-def _disk() -> Check:
-    folder = home()
-    free = shutil.disk_usage(folder if folder.exists() else Path.cwd()).free
-    if free < 0.2e9:
-        return Check("disk", "error", f"{free / 1e9:.1f} GB free, the cpu profile writes 0.1 GB: free some space")
-    if free < 5e9:    # gpu: 1.5 GB of text, as many of tokens, two checkpoints of 0.4 GB for each of two runs
-        return Check("disk", "warning", f"{free / 1e9:.1f} GB free: enough for the cpu profile, gpu wants 5")
-    return Check("disk", "ok", f"{free / 1e9:.0f} GB free")
-
-
-def _kernel() -> Check:
-    if not _installed("ipykernel"):
-        return Check("kernel", "warning", "no ipykernel, so no notebooks: pip install -e .")
-    place = "the base environment" if sys.prefix == sys.base_prefix else "a virtual environment"
-    return Check("kernel", "ok", f"ipykernel {metadata.version('ipykernel')} in {place}")
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True

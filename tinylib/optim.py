@@ -62,11 +62,11 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_add_(weights, list(updates), alpha=-rate * max(1.0, rows / columns) ** 0.5)
 
 
-def orthogonalise(x_KMN: Tensor, dtype: torch.dtype = torch.float32, steps: int = 5) -> Tensor:
+def newton_schulz(x_KMN: Tensor, dtype: torch.dtype = torch.float32, steps: int = 5) -> Tensor:
     """K matrices with their singular values moved near 1 (to about 0.7 … 1.2) by Newton–Schulz steps.
 
     >>> x_KMN = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0))
-    >>> singular = torch.linalg.svdvals(orthogonalise(x_KMN))
+    >>> singular = torch.linalg.svdvals(newton_schulz(x_KMN))
     >>> bool((singular > 0.5).all() and (singular < 1.3).all())
     True
     """
@@ -81,15 +81,15 @@ def orthogonalise(x_KMN: Tensor, dtype: torch.dtype = torch.float32, steps: int 
 
 
 def _shared(x_KMN: Tensor, dtype: torch.dtype) -> Tensor:
-    """`orthogonalise`, each process doing its share of the K matrices."""
+    """`newton_schulz`, each process doing its share of the K matrices."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return orthogonalise(x_KMN, dtype)
+        return newton_schulz(x_KMN, dtype)
     world, count = dist.get_world_size(), len(x_KMN)
     share = -(-count // world)
     mine = x_KMN[dist.get_rank() * share:(dist.get_rank() + 1) * share]
     done = torch.zeros((share, *x_KMN.shape[1:]), dtype=x_KMN.dtype, device=x_KMN.device)
     if len(mine):
-        done[:len(mine)] = orthogonalise(mine, dtype)
+        done[:len(mine)] = newton_schulz(mine, dtype)
     gathered = torch.empty((world * share, *x_KMN.shape[1:]), dtype=x_KMN.dtype, device=x_KMN.device)
     dist.all_gather(list(gathered.split(share)), done)
     return gathered[:count]
@@ -188,7 +188,7 @@ class Optimizer:
             value.copy_(state[name])
 
 
-class LossScale:
+class GradScaler:
     """A factor on the loss that keeps the small gradients of float16 above its smallest number, 6e-8.
 
     Where gradients overflow the factor is halved and the update left out; after `patience` good updates it doubles.
@@ -196,7 +196,7 @@ class LossScale:
 
     Source: Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740, section 3.2.
 
-    >>> scale = LossScale(torch.float16, first=4.0)
+    >>> scale = GradScaler(torch.float16, first=4.0)
     >>> scale.update(finite=False), scale.value
     (False, 2.0)
     """

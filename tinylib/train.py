@@ -24,13 +24,13 @@ from torch import Tensor
 from tinylib import checkpoint, hardware, sizing
 from tinylib.allocator import hoarding
 from tinylib.config import TrainConfig
+from tinylib.distributed import World, join, stop_signals
 from tinylib.evaluate import score
-from tinylib.events import event_files, refuse_missing
+from tinylib.events import check_tensorboard, event_files
 from tinylib.model import GPT
-from tinylib.optim import LossScale, Optimizer
+from tinylib.optim import GradScaler, Optimizer
 from tinylib.rundir import RunDirectory, plain
 from tinylib.shards import Loader, open_splits
-from tinylib.world import World, join, stop_signals
 
 
 @dataclass(frozen=True)
@@ -63,17 +63,17 @@ def train(config: TrainConfig, resume: bool = False) -> Summary:
     be trained, before any step.
     """
     resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    directory = RunDirectory(config.run)
+    directory = RunDirectory(config.run_dir)
     if directory.metrics_file.exists() and not resume:
-        raise ValueError(f"run={config.run!r} already holds a run: resume it, or choose another name")
+        raise ValueError(f"run={config.run_dir!r} already holds a run: resume it, or choose another name")
     if int(os.environ.get("RANK", "0")) == 0:
-        directory.sweep()    # before the ranks meet, so that nothing of this start is lost
+        directory.remove_stale()    # before the ranks meet, so that nothing of this start is lost
     # To the end, for torchrun ends the ranks that are left as soon as one is dead, and they have to say so first.
     with hoarding(), join(config.device) as world, stop_signals() as stop_asked:
         try:
             directory.create()
             directory.write_pid(f"rank{world.rank}")
-            return _Loop(config, world, directory, resume).run(stop_asked)
+            return Trainer(config, world, directory, resume).run(stop_asked)
         except BaseException as error:
             _record_failure(error, world, directory)
             raise
@@ -91,9 +91,9 @@ def _record_failure(error: BaseException, world: World, directory: RunDirectory)
                        f"{directory.saved_steps() or 'none'}")
     # A killed rank breaks its connections a moment before it is gone.
     deadline_s = time.monotonic() + (2.0 if world.size > 1 and isinstance(error, RuntimeError) else 0.0)
-    while not (vanished := directory.vanished()) and time.monotonic() < deadline_s:
+    while not (killed_ranks := directory.killed_ranks()) and time.monotonic() < deadline_s:
         time.sleep(0.02)
-    for role, process in vanished.items():
+    for role, process in killed_ranks.items():
         error.add_note(f"{role} (pid {process.pid}) is gone without a word: something outside killed it, such as a "
                        "machine that ran out of memory")
     with suppress(OSError):
@@ -104,11 +104,11 @@ def _record_failure(error: BaseException, world: World, directory: RunDirectory)
             directory.write_status("failed", error=reason)
 
 
-class _Loop:
+class Trainer:
     """One rank of one run."""
 
     def __init__(self, config: TrainConfig, world: World, directory: RunDirectory, resume: bool) -> None:
-        refuse_missing(config)
+        check_tensorboard(config)
         self.config, self.world, self.directory, self.resumed = config, world, directory, resume
         self.ranks: list[dict[str, float]] = []
         """Of each rank, at the last step: seconds of its own work, before it waits for the others, and peak memory."""
@@ -128,7 +128,7 @@ class _Loop:
         self.model.recompute = config.recompute
         self.optimizer = Optimizer(self.model, config, getattr(torch, self.dtype))
         self.gradient = _flat_gradient(self.model)
-        self.scale = LossScale(getattr(torch, self.dtype))
+        self.scale = GradScaler(getattr(torch, self.dtype))
         self.losses: list[float] = []
         self.step_s: list[float] = []
         self.step = self._resume(loop) if loop else 0
@@ -186,20 +186,20 @@ class _Loop:
             self.gradient.zero_()
             return False
         self.gradient.copy_(self.world.total(self.gradient))
-        self.ranks = [{"own_s": round(own_s, 4), "memory_bytes": int(peak)}
-                      for own_s, peak in zip(ranks[::2], ranks[1::2], strict=True)]
+        self.ranks = [{"compute_s": round(compute_s, 4), "memory_bytes": int(peak)}
+                      for compute_s, peak in zip(ranks[::2], ranks[1::2], strict=True)]
         multiplier, norm = self._update(loss)
         self.gradient.zero_()
         self.step += 1
         self._record(loss, norm, multiplier, time.perf_counter() - began, data_s)
         return True
 
-    def _tally(self, loss: float, stops: bool, own_s: float) -> Tensor:
+    def _tally(self, loss: float, stops: bool, compute_s: float) -> Tensor:
         """This rank's part of what all add up: loss, stops, and in places of its own its seconds and peak memory."""
         tally = torch.zeros(2 + 2 * self.world.size, dtype=torch.float64)
         tally[:2] = torch.tensor([loss, float(stops)], dtype=torch.float64)
         place = 2 + 2 * self.world.rank
-        tally[place], tally[place + 1] = own_s, hardware.peak_memory_bytes(self.world.device.type)
+        tally[place], tally[place + 1] = compute_s, hardware.peak_memory_bytes(self.world.device.type)
         return tally
 
     def _update(self, loss: float) -> tuple[float, float]:

@@ -15,11 +15,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tinylib import hardware
+from tinylib import profiles
 from tinylib.corpus.documents import BY_HASH, SPLITS, VALIDATION_SHARE, Corpus, Split, in_validation, split_by_name
 from tinylib.corpus.files import SUFFIXES, Document, find, kind
-from tinylib.corpus.harvest import BUILT_IN, PACKAGES, built_in
 from tinylib.corpus.hub import HUB, from_hub, is_hub_name
+from tinylib.corpus.installed_docs import BUILT_IN, PACKAGES, built_in
 
 __all__ = ["BUILT_IN", "HUB", "PACKAGES", "SPLITS", "VALIDATION_SHARE", "Corpus", "Document", "Split", "fetch",
            "in_validation", "load"]
@@ -47,7 +47,7 @@ def fetch(name: str | os.PathLike[str], *, shards: int | None = None, column: st
 
 def _open(name: str | os.PathLike[str], shards: int | None, column: str | None, *, refresh: bool = False,
           check: bool = False) -> Corpus:
-    folder = hardware.home() / "data" / "corpus"
+    folder = profiles.home() / "data" / "corpus"
     if name in BUILT_IN:
         return built_in(str(name), folder / str(name), refresh=refresh)
     if isinstance(name, str) and is_hub_name(name):

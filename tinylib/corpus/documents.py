@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any, Literal, TypeVar
 
-from tinylib import rules
+from tinylib import checks
 from tinylib.corpus.files import Document, read
 
 Split = Literal["train", "val"]
@@ -48,7 +48,7 @@ class Corpus:
 
     def documents(self, split: Split) -> Iterator[Document]:
         """The documents of `split` in the order of the files; a training text that is in validation is left out."""
-        rules.refuse("Corpus", [rules.choice("split", split, SPLITS)])
+        checks.raise_if("Corpus", [checks.check_choice("split", split, SPLITS)])
         files = self.val_files if split == "val" and self.val_files else self.train_files
         return (document for file in files for place, document in self._placed(file) if place == split)
 

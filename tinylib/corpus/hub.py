@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tinylib import rules, rundir
+from tinylib import checks, files
 from tinylib.corpus.documents import BY_HASH, SPLIT_WORDS, Corpus, file_digest, split_by_name
 from tinylib.corpus.files import kind
 
@@ -52,13 +52,13 @@ def from_hub(name: str, folder: Path, *, shards: int | None = None, column: str 
     known = json.loads(listing_file.read_text(encoding="utf-8")) if listing_file.is_file() else {}
     listing = known if known.get("version") == _VERSION and not refresh else _list(repo, "/".join(inside))
     train, most = listing["train"], len(listing["train"])
-    rules.refuse(name, [rules.whole("shards", shards, most=most)] if shards is not None else [])
+    checks.raise_if(name, [checks.check_int("shards", shards, most=most)] if shards is not None else [])
     chosen = {"shards": shards or min(known.get("shards") or _SHARDS, most),
               "column": column or known.get("column") or "text"}
     kept = listing | chosen if check else listing
     if kept != known:
         folder.mkdir(parents=True, exist_ok=True)
-        rundir.write_json(listing_file, kept)
+        files.write_json(listing_file, kept)
     wanted = dict(list(train.items())[:chosen["shards"]]), listing["val"]
     train_files, val_files = (tuple(_download(repo, listing["revision"], file, facts, check)
                                     for file, facts in files.items()) for files in wanted)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tinylib import hardware
+from tinylib import profiles
 from tinylib.config import ConfigError, DeviceKind
 from tinylib.launch.run import Run, runs
 from tinylib.rundir import RunDirectory
@@ -132,5 +132,5 @@ def alone(own: RunDirectory) -> Iterator[None]:
 
 def _folders(own: RunDirectory) -> list[Path]:
     """Where runs are looked for, always in the same order: the runs of this home, and the folder that `own` is in."""
-    home = (hardware.home() / "runs").resolve()
+    home = (profiles.home() / "runs").resolve()
     return sorted({own.path.parent, *([home] if home.is_dir() else [])})

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tinylib import rules
+from tinylib import checks
+from tinylib.checks import ConfigError
 from tinylib.config import TrainConfig
-from tinylib.rules import ConfigError
 from tinylib.rundir import RunDirectory
 from tinylib.sizing import plan_batch
 
@@ -47,7 +47,7 @@ class Spread:
         least, most = _machines(nnodes)
         if max_restarts is None:
             max_restarts = 3 if least < most else 0
-        problems = [rules.whole("nproc_per_node", nproc_per_node), rules.whole("max_restarts", max_restarts, 0)]
+        problems = [checks.check_int("nproc_per_node", nproc_per_node), checks.check_int("max_restarts", max_restarts, 0)]
         if least < most and max_restarts == 0:
             problems += [f"max_restarts=0 ends the run with the first machine that goes, so nnodes={least}:{most} "
                          "would mean nothing: use 1 or more, or None"]
@@ -57,7 +57,7 @@ class Spread:
                          "host that all of them reach and a free port there, such as node1:29400"]
         if most == 1 and rdzv_endpoint is not None:
             problems += [f"rdzv_endpoint={rdzv_endpoint!r} is for several machines: leave it out, or set nnodes"]
-        rules.refuse("launch", problems)
+        checks.raise_if("launch", problems)
         return cls(nproc_per_node, least, most, rdzv_endpoint, max_restarts)
 
     @property
@@ -78,9 +78,9 @@ class Spread:
             return
         unit = math.prod(sizes.values()) * math.lcm(*self.worlds)
         total = config.total_batch_size
-        rules.refuse("launch", [f"total_batch_size={total} doesn't divide among each of {rules.either(self.worlds)} "
+        checks.raise_if("launch", [f"total_batch_size={total} doesn't divide among each of {checks.join_or(self.worlds)} "
                                 f"processes, as nnodes={self.least}:{self.most} may make it: use a multiple of "
-                                f"{unit}, such as {rules.either(rules.neighbours(total, unit))}"]
+                                f"{unit}, such as {checks.join_or(checks.nearest_multiples(total, unit))}"]
                      if total % unit else [])
 
     def torchrun(self, directory: RunDirectory, resume: bool) -> list[str]:
@@ -119,8 +119,8 @@ def _machines(nnodes: Any) -> tuple[int, int]:
     pair = nnodes
     if isinstance(nnodes, str) and re.fullmatch(r"\d+(:\d+)?", nnodes):
         pair = tuple(int(number) for number in nnodes.split(":"))
-    pair = (pair,) if rules.is_whole(pair) else pair
-    legal = isinstance(pair, tuple) and len(pair) in (1, 2) and all(map(rules.is_whole, pair))
+    pair = (pair,) if checks.is_int(pair) else pair
+    legal = isinstance(pair, tuple) and len(pair) in (1, 2) and all(map(checks.is_int, pair))
     if not legal or not 1 <= pair[0] <= pair[-1]:
         raise ConfigError("launch", [f"nnodes={nnodes!r} is not a number of machines: use a whole number of at least "
                                      '1, or the fewest and the most, such as "1:2"'])
@@ -136,7 +136,7 @@ def slurm(config: TrainConfig, nproc_per_node: int, nnodes: int | str | tuple[in
     """
     spread = Spread.of(nproc_per_node, nnodes, "host:29400" if _machines(nnodes)[1] > 1 else None, max_restarts)
     spread.check_batch(config)
-    directory = RunDirectory(Path(config.run).resolve())
+    directory = RunDirectory(Path(config.run_dir).resolve())
     machines = str(spread.most) if spread.least == spread.most else f"{spread.least}-{spread.most}"
     ask = {"job-name": directory.name, "nodes": machines, "ntasks-per-node": 1,
            **({"gpus-per-node": nproc_per_node} if config.device != "cpu" else {"cpus-per-task": nproc_per_node}),

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tinylib import hardware
+from tinylib import profiles
 from tinylib.config import TrainConfig, from_dict
 from tinylib.launch.hints import hint
 from tinylib.launch.nodes import Spread, join_command
@@ -77,7 +77,7 @@ class Run:
         """
         if self.state not in ("failed", "lost"):
             return None
-        name, errors, killed = self.directory.name, self.directory.errors(), self.directory.vanished()
+        name, errors, killed = self.directory.name, self.directory.errors(), self.directory.killed_ranks()
         if errors:
             text = f"rank {errors[0]['rank']} of run {name}:\n{errors[0]['traceback'].rstrip()}"
         else:
@@ -135,7 +135,7 @@ class Run:
         machines, told by these, end too.  Raises ValueError where all of them are elsewhere.
         """
         if not self.directory.alive() and self.status()["state"] not in ENDED:
-            hosts = ", ".join(sorted({process.host for process in self.directory.elsewhere().values()}))
+            hosts = ", ".join(sorted({process.host for process in self.directory.remote_processes().values()}))
             raise ValueError(f"{self!r} has no process on this machine: stop it on {hosts}")
         ranks = [process for role, process in self.directory.alive().items() if not role.startswith("agent")]
         family = _family(self.directory)
@@ -167,7 +167,7 @@ class Run:
         from tinylib.launch.start import launch
 
         written = self.directory.read_config()
-        config = replace(from_dict(TrainConfig, written["train"]), run=str(self.directory.path))
+        config = replace(from_dict(TrainConfig, written["train"]), run_dir=str(self.directory.path))
         spread = self._spread() or Spread(written["world_size"])
         return launch(config, nproc_per_node or spread.nproc_per_node, resume=True, if_busy=if_busy,
                       nnodes=(spread.least, spread.most), rdzv_endpoint=spread.rdzv_endpoint,
@@ -185,7 +185,7 @@ class Run:
         return f"Run({self.directory.name}, {self.state}{place})"
 
     def _repr_html_(self) -> str:
-        path, home = self.directory.path, hardware.home().resolve()
+        path, home = self.directory.path, profiles.home().resolve()
         place = path.relative_to(home) if path.is_relative_to(home) else path.name
         return f"<code>{html.escape(repr(self))}</code> <small>{html.escape(str(place))}</small>"
 
@@ -215,7 +215,7 @@ class Run:
 
     def _may_restart(self) -> bool:
         """Whether a torchrun lives that starts the ranks again after a failure, or with other machines."""
-        agents = [role for role in self.directory.alive() | self.directory.elsewhere() if role.startswith("agent")]
+        agents = [role for role in self.directory.alive() | self.directory.remote_processes() if role.startswith("agent")]
         spread = self._spread() if agents else None
         return spread is not None and spread.restarts
 
@@ -237,14 +237,14 @@ def attach(path: str | os.PathLike[str] | None = None) -> Run:
     Without a path, the run of this profile that was started last.  Raises FileNotFoundError if there is none.
     """
     if path is None:
-        started = runs(hardware.profile().runs)
+        started = runs(profiles.profile().runs)
         if not started:
-            raise FileNotFoundError(f"no run in {hardware.profile().runs}: launch one, or attach(path)")
+            raise FileNotFoundError(f"no run in {profiles.profile().runs}: launch one, or attach(path)")
         return started[-1]
-    run = Run(path if RunDirectory(path).exists() else hardware.profile().runs / path)
+    run = Run(path if RunDirectory(path).exists() else profiles.profile().runs / path)
     if not run.directory.exists():
         raise FileNotFoundError(f"path={str(path)!r} is no run directory: "
-                                f"there are {[run.directory.name for run in runs(hardware.profile().runs)]}")
+                                f"there are {[run.directory.name for run in runs(profiles.profile().runs)]}")
     return run
 
 
@@ -260,7 +260,7 @@ def refuse_alive(directory: RunDirectory) -> None:
     """Raise ValueError while a process of the run is alive, or may be on another machine."""
     alive = directory.alive()
     if not alive and directory.status()["state"] not in ENDED:
-        alive = directory.elsewhere()
+        alive = directory.remote_processes()
     if alive:
         pids = ", ".join(f"{role} {process.pid} on {process.host}" for role, process in alive.items())
         name = str(directory.path)

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from tinylib import hardware, rules
+from tinylib import checks, hardware
 from tinylib.config import ConfigError, TrainConfig
-from tinylib.events import refuse_missing
+from tinylib.events import check_tensorboard
 from tinylib.launch import devices
 from tinylib.launch.devices import IfBusy
 from tinylib.launch.nodes import MEET_ANEW, Spread, slurm
@@ -52,7 +52,7 @@ def launch(config: TrainConfig, nproc_per_node: int | Literal["auto"] = "auto", 
     _check_ways(if_busy, spread)
     spread.check_batch(config)
     open_splits(config.data, config.model.vocab_size)
-    refuse_missing(config)
+    check_tensorboard(config)
     count = 1 if there[0] in ("cpu", "mps") else spread.nproc_per_node
     with devices.alone(run.directory):
         joins = _joins(run, config, spread)
@@ -71,8 +71,8 @@ def launch(config: TrainConfig, nproc_per_node: int | Literal["auto"] = "auto", 
 
 def _placed(config: TrainConfig) -> tuple[TrainConfig, Run]:
     """The configuration with whole paths, which mean the same wherever a process begins, and its run."""
-    run = Run(config.run)
-    return replace(config, run=str(run.directory.path), data=str(Path(config.data).resolve())), run
+    run = Run(config.run_dir)
+    return replace(config, run_dir=str(run.directory.path), data=str(Path(config.data).resolve())), run
 
 
 def _processes(there: list[str], nproc_per_node: int | Literal["auto"]) -> int:
@@ -80,8 +80,8 @@ def _processes(there: list[str], nproc_per_node: int | Literal["auto"]) -> int:
     gpus = len(there) if there[0].startswith("cuda") else 0
     if nproc_per_node == "auto":
         return max(1, gpus)
-    problem = rules.whole("nproc_per_node", nproc_per_node)
-    rules.refuse("launch", [problem and f'{problem}, or "auto"'])
+    problem = checks.check_int("nproc_per_node", nproc_per_node)
+    checks.raise_if("launch", [problem and f'{problem}, or "auto"'])
     if gpus and nproc_per_node > gpus:
         raise ConfigError("launch", [f"nproc_per_node={nproc_per_node} is more than this machine's GPUs: "
                                      f'use {gpus} or fewer, or device="cpu"'])
@@ -91,11 +91,11 @@ def _processes(there: list[str], nproc_per_node: int | Literal["auto"]) -> int:
 def _check_ways(if_busy: str, spread: Spread) -> None:
     if sys.platform == "win32":
         raise OSError("launch needs POSIX sessions and signals: on Windows use tinylib.train.train(config), or WSL")
-    problem = rules.choice("if_busy", if_busy, get_args(IfBusy))
+    problem = checks.check_choice("if_busy", if_busy, get_args(IfBusy))
     if if_busy == "queue" and spread.most > 1:
         problem = ('if_busy="queue" is for one machine: of several, each could wait for the devices that another run '
                    'has only there; use "refuse" or "share"')
-    rules.refuse("launch", [problem])
+    checks.raise_if("launch", [problem])
 
 
 def _joins(run: Run, config: TrainConfig, spread: Spread) -> bool:
@@ -104,7 +104,7 @@ def _joins(run: Run, config: TrainConfig, spread: Spread) -> bool:
         return False
     written = run.directory.read_config()
     there, here = written["train"] | written.get("launch", {}), plain(config) | spread.facts()
-    rules.refuse("launch", [f"{name} is {there.get(name)!r} on the machine that began this run, and {here[name]!r} "
+    checks.raise_if("launch", [f"{name} is {there.get(name)!r} on the machine that began this run, and {here[name]!r} "
                             "here: call launch with the same on all" for name in here if there.get(name) != here[name]])
     return True
 

@@ -18,7 +18,6 @@ from tinylib.config import PRESETS, GPTConfig
 from tinylib.hardware import ACCELERATORS
 from tinylib.plots.marks import label_points, name_ends, name_line, stacked_bars
 from tinylib.plots.style import CURVES, PALETTE, Figure, canvas, human, style
-from tinylib.rules import choice, refuse
 from tinylib.sizing import (
     BUDGETS,
     TIERS,

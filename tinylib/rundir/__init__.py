@@ -1,12 +1,12 @@
-"""The run directory: its paths, its writers and its readers; the one place that knows the file names.
+"""Run directory: configuration, metrics, status, logs, process ids and checkpoints of one training run.
 
 Everything that a `Run` shows is read from these files, so a second notebook, a restarted kernel and a person with
-`tail -f` see the same.  Small files appear whole or not at all: they are written beside and moved into place.
+`tail -f` see the same.
 """
 
-from tinylib.rundir.directory import ENDED, RunDirectory, State, plain
-from tinylib.rundir.files import replace_folder, write_folder, write_json, write_text
+from tinylib.rundir.directory import ENDED, RunDirectory, State, find_run, plain, runs
 from tinylib.rundir.processes import Process
+from tinylib.rundir.records import Eval, Header, Record, Step, Summary
 
-__all__ = ["ENDED", "Process", "RunDirectory", "State", "plain", "replace_folder", "write_folder", "write_json",
-           "write_text"]
+__all__ = ["ENDED", "Eval", "Header", "Process", "Record", "RunDirectory", "State", "Step", "Summary", "find_run",
+           "plain", "runs"]

@@ -1,4 +1,4 @@
-"""`RunDirectory`: the paths of a run, its writers and its readers."""
+"""`RunDirectory`: the paths of a run, its writers and its readers; the one place that knows the file names."""
 
 from __future__ import annotations
 
@@ -15,26 +15,31 @@ from dataclasses import asdict
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from tinylib.rundir.files import lines_backwards, part_of, sweep, write_json, write_text
+from tinylib import files, profiles
+from tinylib.checks import UserError
+from tinylib.config import TrainConfig
+from tinylib.files import read_json, write_json
 from tinylib.rundir.processes import Process
+from tinylib.rundir.records import KINDS, Eval, Header, Record, Step, Summary, from_line, to_line
 
 if TYPE_CHECKING:
     import pandas as pd
 
-State = Literal["queued", "starting", "running", "restarting", "finished", "stopped", "failed", "lost"]
+State = Literal["starting", "running", "restarting", "finished", "stopped", "failed", "lost"]
 ENDED: tuple[State, ...] = ("finished", "stopped", "failed", "lost")
 SILENCE_S = 300.0
-"""How old a status may grow while processes on another machine are still taken for alive."""
+"""Age of a status up to which processes on another machine are taken for alive."""
+Kind = TypeVar("Kind", Header, Step, Eval, Summary)
 
 
 class RunDirectory:
-    """One training run on disk."""
+    """The files of one training run."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self.config = self.path / "config.json"
+        self.path = Path(path).resolve()
+        self.config_file = self.path / "config.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.status_file = self.path / "status.json"
         self.checkpoints = self.path / "checkpoints"
@@ -44,7 +49,7 @@ class RunDirectory:
         self.agent_log = self.logs / "agent.log"
 
     def __repr__(self) -> str:
-        return f"RunDirectory({str(self.path)!r})"
+        return f"{type(self).__name__}({str(self.path)!r})"
 
     @property
     def name(self) -> str:
@@ -53,20 +58,27 @@ class RunDirectory:
 
     def exists(self) -> bool:
         """Whether a run was ever begun here."""
-        return self.config.is_file()
+        return self.config_file.is_file()
 
     def log_file(self, rank: int) -> Path:
-        """What the process of `rank` printed."""
+        """Standard output and error of the process of `rank`."""
         return self.logs / f"rank{rank}.log"
 
     # Writers
 
-    def create(self, config: dict[str, Any] | None = None) -> None:
-        """Make the folders and add `config`, versions and git commit to what is written (None: another rank does)."""
+    def create(self) -> None:
+        """Make the folders."""
         for folder in (self.checkpoints, self.logs, self.pids):
             folder.mkdir(parents=True, exist_ok=True)
-        if config is not None:
-            write_json(self.config, {**(_read_json(self.config) or {}), **config, **_origin()})
+
+    def write_config(self, train: TrainConfig, world_size: int, launch: dict[str, Any] | None = None) -> None:
+        """Write config.json: configuration, number of processes, launch settings, versions and git commit.
+
+        `launch` calls this, or `train` where it was not launched; ranks only read the file.
+        """
+        self.create()
+        settings = {"launch": launch} if launch else {}
+        write_json(self.config_file, {"train": plain(train), "world_size": world_size, **settings, **_origin()})
 
     def write_status(self, state: State, **facts: Any) -> None:
         """Replace the status: its state and whatever else rank 0 knows (step, steps, error …)."""
@@ -76,125 +88,125 @@ class RunDirectory:
         """Record `process`, by default the calling one, as `role`: "agent" or "rank0", "rank1" …"""
         write_json(self.pids / f"{role}.json", asdict(process or Process.current()))
 
-    def forget_pid(self, role: str) -> None:
-        """The process of `role` has left the run, even if it lives on."""
+    def remove_pid(self, role: str) -> None:
+        """Remove the record of `role`, because its process has left the run even if it lives on."""
         (self.pids / f"{role}.json").unlink(missing_ok=True)
 
     def write_error(self, rank: int, traceback: str) -> None:
-        """Record why the process of `rank` failed; the earliest of these is the cause, the others follow from it."""
+        """Record the failure of `rank`; the earliest of these is the cause, the others follow from it."""
         write_json(self.logs / f"rank{rank}.error.json", {"rank": rank, "time_s": time.time(), "traceback": traceback})
 
-    def sweep(self) -> None:
-        """Drop what an earlier start left behind: errors, pids of processes that are gone, what was half written."""
-        gone = [role for role, process in self.processes().items() if process.gone()]
-        for file in (*self.logs.glob("rank*.error.json"), *(self.pids / f"{role}.json" for role in gone)):
+    def remove_stale(self) -> None:
+        """Remove what an earlier start left behind: errors, pids of dead processes, temporary files."""
+        dead = [role for role, process in self.processes().items() if process.gone()]
+        for file in (*self.logs.glob("rank*.error.json"), *(self.pids / f"{role}.json" for role in dead)):
             file.unlink(missing_ok=True)
         for folder in (self.path, self.checkpoints, self.logs, self.pids):
-            sweep(folder)
+            files.remove_stale(folder)
 
     def forget_start(self) -> None:
-        """Drop what the last start left, its status too, before the run starts again."""
-        self.sweep()
+        """Remove what the last start left, its status too, before the run starts again."""
+        self.remove_stale()
         for file in (self.status_file, *self.pids.glob("*.json")):
             file.unlink(missing_ok=True)
 
-    def append_metrics(self, record: dict[str, Any]) -> None:
-        """Add one line to the metrics; `record["kind"]` says what it is: header, step, eval or summary."""
+    def append(self, record: Record) -> None:
+        """Append one record to the metrics."""
         with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(to_line(record))
 
     def truncate_metrics(self, step: int) -> None:
         """Drop what was recorded after the checkpoint of `step` was written, before a run resumes from there.
 
-        So the summary of an earlier end is dropped, and the evaluation of `step` itself, which comes after saving.
+        That is the summary of an earlier end too, and the evaluation of `step` itself, which comes after saving.
         """
-        kept = [record for record in self.records() if record["kind"] == "header"
-                or (record["kind"] == "step" and record["step"] <= step)
-                or (record["kind"] == "eval" and record["step"] < step)]
-        write_text(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
+        kept = [record for record in self.records() if isinstance(record, Header)
+                or (isinstance(record, Step) and record.step <= step)
+                or (isinstance(record, Eval) and record.step < step)]
+        files.write_text(self.metrics_file, "".join(map(to_line, kept)))
 
     def prune(self, count: int) -> None:
         """Remove all checkpoints but the newest `count` and the best."""
         for step in set(self.saved_steps()[:-count]) - {self.best_step()}:
-            part = part_of(self.checkpoint_path(step))
+            part = files.tmp_path(self.checkpoint_path(step))
             self.checkpoint_path(step).replace(part)    # so that nobody ever finds half of it
             shutil.rmtree(part)
 
     # Readers
 
     def read_config(self) -> dict[str, Any]:
-        """What `create` wrote."""
-        if not self.exists():
-            raise FileNotFoundError(f"no run at {self.path}: {self.config.name} is missing")
-        return dict(json.loads(self.config.read_text(encoding="utf-8")))
+        """The content of config.json; FileNotFoundError where no run was begun."""
+        config = read_json(self.config_file)
+        if config is None:
+            raise FileNotFoundError(f"no run at {self.path}: {self.config_file.name} is missing")
+        return config
 
-    def records(self) -> Iterator[dict[str, Any]]:
-        """Every whole line of the metrics; a line that is still being written is left for next time."""
+    def records(self) -> Iterator[Record]:
+        """Every complete record of the metrics; a line that is still being written is left for next time."""
         if not self.metrics_file.is_file():
             return
         with self.metrics_file.open(encoding="utf-8") as file:
             for line in file:
                 if line.endswith("\n"):
-                    yield json.loads(line)
+                    yield from_line(line)
 
     def metrics(self, kind: Literal["step", "eval"] = "step") -> pd.DataFrame:
-        """One row a step (or evaluation), indexed by step."""
+        """One row a step (or evaluation), indexed by step; columns are the fields of `Step` (or `Eval`)."""
         import pandas as pd
 
-        rows = [record for record in self.records() if record["kind"] == kind]
-        frame = pd.DataFrame(rows, columns=None if rows else ["step"])
-        return frame.drop(columns="kind", errors="ignore").set_index("step")
+        rows = [asdict(record) for record in self.records() if isinstance(record, KINDS[kind])]
+        return pd.DataFrame(rows, columns=None if rows else ["step"]).set_index("step")
 
-    def summary(self) -> dict[str, Any] | None:
-        """The last line of a run that ended by itself."""
-        return self.last("summary")
-
-    def last(self, kind: Literal["header", "step", "eval", "summary"]) -> dict[str, Any] | None:
-        """The newest line of its kind, None if there is none."""
+    def last(self, kind: type[Kind]) -> Kind | None:
+        """The newest record of its kind, None if there is none."""
         if not self.metrics_file.is_file():
             return None
-        records = map(json.loads, lines_backwards(self.metrics_file))
-        return next((record for record in records if record["kind"] == kind), None)
+        records = map(from_line, files.lines_backwards(self.metrics_file))
+        return next((record for record in records if isinstance(record, kind)), None)
+
+    def summary(self) -> Summary | None:
+        """The record of a run that ended by itself."""
+        return self.last(Summary)
 
     def status(self) -> dict[str, Any]:
         """The state as rank 0 last wrote it; "lost" if the state says running and no process of the run is alive."""
         nothing = {"state": "starting"}
-        status = _read_json(self.status_file) or nothing
-        if status["state"] not in ENDED and not (self.alive() or self.elsewhere()):
+        status = read_json(self.status_file) or nothing
+        if status["state"] not in ENDED and not (self.alive() or self.remote_processes()):
             # The last process may have ended between the two readings: what it wrote last is what counts.
-            status = _read_json(self.status_file) or nothing
+            status = read_json(self.status_file) or nothing
             if status["state"] not in ENDED:
                 status["state"] = "lost"
         return status
 
     def processes(self) -> dict[str, Process]:
         """Every recorded process by role, alive or not."""
-        found = {file.stem: _read_json(file) for file in sorted(self.pids.glob("*.json"))}
+        found = {file.stem: read_json(file) for file in sorted(self.pids.glob("*.json"))}
         return {role: Process(**record) for role, record in found.items() if record}
 
     def alive(self) -> dict[str, Process]:
-        """The processes of this run that still run on this machine."""
+        """The processes of this run that are alive on this machine."""
         return {role: process for role, process in self.processes().items() if process.alive()}
 
-    def elsewhere(self) -> dict[str, Process]:
+    def remote_processes(self) -> dict[str, Process]:
         """The processes on other machines, all of them while the status is younger than SILENCE_S, then none."""
         found = {role: process for role, process in self.processes().items() if process.host != platform.node()}
-        last_word = self.status_file if self.status_file.is_file() else self.pids
-        return found if found and time.time() - last_word.stat().st_mtime < SILENCE_S else {}
+        newest = self.status_file if self.status_file.is_file() else self.pids
+        return found if found and time.time() - newest.stat().st_mtime < SILENCE_S else {}
 
     def errors(self) -> list[dict[str, Any]]:
-        """What ranks recorded when they failed (`rank`, `time_s`, `traceback`), the first failure first."""
-        found = [_read_json(file) for file in self.logs.glob("rank*.error.json")]
+        """Recorded failures of ranks (`rank`, `time_s`, `traceback`), the first failure first."""
+        found = [read_json(file) for file in self.logs.glob("rank*.error.json")]
         return sorted(filter(None, found), key=lambda error: error["time_s"])
 
-    def vanished(self) -> dict[str, Process]:
-        """Ranks that ended without a word, as a killed process does: recorded, not alive, and no error of theirs."""
-        spoke = {f"rank{error['rank']}" for error in self.errors()}
+    def killed_ranks(self) -> dict[str, Process]:
+        """Ranks that ended without recording an error, as a killed process does."""
+        failed = {f"rank{error['rank']}" for error in self.errors()}
         return {role: process for role, process in self.processes().items()
-                if role.startswith("rank") and role not in spoke and process.gone()}
+                if role.startswith("rank") and role not in failed and process.gone()}
 
     def saved_steps(self) -> list[int]:
-        """Steps with a whole checkpoint, oldest first."""
+        """Steps with a complete checkpoint, oldest first."""
         if not self.checkpoints.is_dir():
             return []
         names = [re.fullmatch(r"step_(\d+)", folder.name) for folder in self.checkpoints.iterdir()]
@@ -203,7 +215,7 @@ class RunDirectory:
     def best_step(self) -> int | None:
         """The step with the fewest bits per byte on the validation text, of those saved and evaluated."""
         saved = set(self.saved_steps())
-        scores = {record["step"]: record["val_bpb"] for record in self.records() if record["kind"] == "eval"}
+        scores = {record.step: record.val_bpb for record in self.records() if isinstance(record, Eval)}
         return min(saved & scores.keys(), key=lambda step: scores[step], default=None)
 
     def checkpoint(self, step: int | None = None) -> Path:
@@ -215,8 +227,37 @@ class RunDirectory:
         return self.checkpoint_path(steps[-1] if step is None else step)
 
     def checkpoint_path(self, step: int) -> Path:
-        """Where the checkpoint of `step` lies or will lie."""
+        """Path of the checkpoint of `step`, whether it is there or not."""
         return self.checkpoints / f"step_{step:06d}"
+
+
+def runs(folder: str | os.PathLike[str] | None = None) -> list[RunDirectory]:
+    """The runs in `folder` and in the folders in it, by default the home's, the one started last at the end."""
+    folder = profiles.home() / "runs" if folder is None else Path(folder)
+    paths = [path for pattern in ("*", "*/*") for path in folder.glob(pattern)]
+    found = [RunDirectory(path) for path in paths if path.is_dir() and os.access(path, os.R_OK | os.X_OK)]
+    return sorted((run for run in found if run.exists()), key=lambda run: run.config_file.stat().st_mtime)
+
+
+def find_run(name: str | os.PathLike[str]) -> RunDirectory:
+    """The run at a path, or any run of this home by its name: `untied`, or `cpu/untied` as `runs` lists it.
+
+    Of several of the same name the profile's own is taken.  Raises FileNotFoundError where none fits and
+    UserError where several do.
+    """
+    if RunDirectory(name).exists():
+        return RunDirectory(name)
+    everything = runs()
+    found = [run for run in everything if str(name) in (run.name, f"{run.path.parent.name}/{run.name}")]
+    if len(found) > 1:
+        found = [run for run in found if run.path.parent == profiles.profile().runs.resolve()] or found
+    if not found:
+        there = ", ".join(f"{run.path.parent.name}/{run.name}" for run in everything) or "none"
+        raise FileNotFoundError(f"run={str(name)!r} is neither a run directory nor the name of a run: there are {there}")
+    if len(found) > 1:
+        raise UserError(f"run={str(name)!r} is the name of several runs: use "
+                          + " or ".join(f"{run.path.parent.name}/{run.name}" for run in found))
+    return found[0]
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -224,16 +265,8 @@ def plain(config: Any) -> dict[str, Any]:
     return dict(json.loads(json.dumps(asdict(config))))
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """What lies at `path`; None if it is gone by now, as pids and errors may be at any moment."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-
-
 def _origin() -> dict[str, Any]:
-    """What made a run: versions, platform, and the commit of this checkout, None outside of one."""
+    """Versions, platform, and the git commit of this checkout (None outside of one)."""
     versions = {name: metadata.version(name) for name in ("tinylib", "torch", "numpy") if find_spec(name)}
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     commit = ""

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tinylib import hardware, rules
+from tinylib import checks, hardware
 from tinylib.shards.journal import Journal
 from tinylib.shards.reading import IDS, Shards
 from tinylib.shards.workers import Encoded, Workers, encode, pack
@@ -42,7 +42,7 @@ def build(documents: Mapping[str, Iterable[str]], tokenizer: Tokenizer, folder: 
     builds there.
     """
     processes = hardware.cores() if processes is None else processes
-    rules.refuse("build", [rules.whole("tokens_per_file", tokens_per_file), rules.whole("processes", processes),
+    checks.raise_if("build", [checks.check_int("tokens_per_file", tokens_per_file), checks.check_int("processes", processes),
                            None if documents else "documents has no split: name one, such as train"])
     dtype = np.dtype(next(name for name, ids in IDS.items() if tokenizer.vocab_size <= ids))
     recipe = {"tokenizer": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size, "dtype": dtype.name,

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from tinylib import rundir
+from tinylib import files
 
 Record = dict[str, Any]
 
@@ -90,8 +90,8 @@ class Journal:
         if next(self._kept, None) is not None:
             raise self._other("of more documents")
         index = {name: self.recipe[name] for name in ("dtype", "vocab_size", "tokenizer")}
-        rundir.write_json(self.shards / "index.json", {"version": 1, **index, "splits": self.splits})
-        rundir.replace_folder(self.shards, self.target)
+        files.write_json(self.shards / "index.json", {"version": 1, **index, "splits": self.splits})
+        files.replace_folder(self.shards, self.target)
 
     def _pieces(self, split: str, counts: np.ndarray) -> list[tuple[str, int]]:
         """Name of each file that these documents go to, and how many of their tokens."""
@@ -137,7 +137,7 @@ class Journal:
             with self.file.open("rb") as lines:
                 good = self._restore_from(lines)
         if not good:
-            rundir.write_text(self.file, json.dumps(self.recipe) + "\n")
+            files.write_text(self.file, json.dumps(self.recipe) + "\n")
         else:
             os.truncate(self.file, good)
         sizes = {file["name"]: file["tokens"] * self._item for entry in self.splits.values() for file in entry["files"]}

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from tinylib import rules
+from tinylib import checks
 from tinylib.shards.reading import Rows, Shards
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Loader:
 
     def __init__(self, shards: Shards, steps: Iterable[int], *, batch_size: int, seq_len: int, seed: int = 0,
                  rows: Sequence[Rows] = (None,), pin: torch.device | None = None, ahead: int = 2) -> None:
-        rules.refuse("Loader", [rules.whole("ahead", ahead)])
+        checks.raise_if("Loader", [checks.check_int("ahead", ahead)])
         self._shards, self._steps, self._rows, self._pin = shards, steps, rows, pin
         self._size = {"batch_size": batch_size, "seq_len": seq_len, "seed": seed}
         self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=ahead)

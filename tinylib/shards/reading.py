@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinylib import rules
+from tinylib import checks
 from tinylib.config import ConfigError
 from tinylib.shards.order import permute
 from tinylib.tokenizer import Tokenizer
@@ -157,7 +157,7 @@ class Shards:
     def in_order(self, seq_len: int, max_windows: int | None = None, *,
                  batch_size: int = 8) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Inputs and targets x_BT and y_BT of the first `max_windows` windows, in the order of the files."""
-        rules.refuse("Shards", [rules.whole("batch_size", batch_size)])
+        checks.raise_if("Shards", [checks.check_int("batch_size", batch_size)])
         last = self.windows(seq_len) if max_windows is None else min(max_windows, self.windows(seq_len))
         for start in range(0, last, batch_size):
             yield self._read(np.arange(start, min(start + batch_size, last)), seq_len)
@@ -168,11 +168,11 @@ class Shards:
 
     def _starts(self, seq_len: int) -> np.ndarray:
         """Number of the first window of each file, and the number of windows as the last entry."""
-        rules.refuse("Shards", [rules.whole("seq_len", seq_len)])
+        checks.raise_if("Shards", [checks.check_int("seq_len", seq_len)])
         return np.concatenate([[0], np.cumsum(-(-(self._lengths - 1) // seq_len))])
 
     def _windows_of(self, step: int, batch_size: int, seq_len: int, seed: int, rows: Rows) -> np.ndarray:
-        rules.refuse("Shards", [rules.whole("step", step, least=0), rules.whole("batch_size", batch_size)])
+        checks.raise_if("Shards", [checks.check_int("step", step, least=0), checks.check_int("batch_size", batch_size)])
         windows = self.windows(seq_len)
         if windows == 0:
             raise ValueError(f"split {self.split!r} of {self.folder} holds {self.tokens} tokens and so no target: "

@@ -30,6 +30,7 @@ from tinylib.sizing.memory import (
     update_bytes,
     weight_bytes,
 )
+from tinylib.sizing.pareto import dominated_by, findings, missed, practical_depth
 from tinylib.sizing.planning import (
     ASSUMED_MFU,
     NETWORK,
@@ -41,11 +42,10 @@ from tinylib.sizing.planning import (
     plans,
 )
 from tinylib.sizing.shapes import search, specifications
-from tinylib.sizing.trades import beaten_by, findings, missed, practical_depth
 
 __all__ = [
     "ASSUMED_MFU", "BUDGETS", "NETWORK", "PUBLISHED", "TIERS", "Budget", "Convention", "Flops", "Memory",
-    "Parameters", "Plan", "Precision", "Published", "Tier", "activation_bytes", "balanced", "beaten_by", "chunk_rows",
+    "Parameters", "Plan", "Precision", "Published", "Tier", "activation_bytes", "balanced", "dominated_by", "chunk_rows",
     "communication_s", "decode_flops", "findings", "flops_by_part", "flops_per_token", "gathered_bytes",
     "kv_cache_bytes", "largest_batch", "layers", "loss_bytes", "memory", "missed", "optimizer_bytes", "parameters",
     "plan", "plan_batch", "plans", "practical_depth", "prefill_flops", "published", "search", "sheet",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
-from tinylib import rules
+from tinylib import checks
 from tinylib.config import GPTConfig
 from tinylib.sizing.counts import parameters
 
@@ -37,7 +37,7 @@ def token_budget(config: GPTConfig, budget: str = "all") -> int:
     >>> token_budget(PRESETS["goldilocks"]), token_budget(PRESETS["goldilocks"], "blocks")
     (754974720, 251658240)
     """
-    rules.refuse("token_budget", [rules.choice("budget", budget, BUDGETS)])
+    checks.raise_if("token_budget", [checks.check_choice("budget", budget, BUDGETS)])
     count, rule = parameters(config), BUDGETS[budget]
     sizes = {"wte": count.wte, "blocks": count.blocks, "lm_head": count.lm_head}
     if config.tied and "wte" not in rule.counts:
@@ -107,7 +107,7 @@ def tier(flops: float) -> str:
     >>> tier(4.54e20)
     '1 × what nanochat-d32 took (4.5e+20 FLOPs: GPT-2 and beyond)'
     """
-    rules.refuse("tier", [rules.number("flops", flops, 0, above=True)])
+    checks.raise_if("tier", [checks.check_float("flops", flops, 0, above=True)])
     near = max((one for one in TIERS if 0.95 * one.flops <= flops), key=lambda one: one.flops, default=TIERS[0])
     share = f"{flops / near.flops:.2g} ×" if flops >= 0.5 * near.flops else f"1/{near.flops / flops:,.0f} of"
     return f"{share} what {near.example} took ({near.flops:.2g} FLOPs: {near.ability})"

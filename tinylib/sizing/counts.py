@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from tinylib import rules
+from tinylib import checks
+from tinylib.checks import raise_if
 from tinylib.config import GPTConfig
-from tinylib.rules import refuse
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -128,7 +128,7 @@ def flops_by_part(config: GPTConfig, context: int | None = None, convention: Con
     >>> flops_by_part(PRESETS["goldilocks"])
     Flops(blocks=25165824, attention=16777216, lm_head=25165824, recomputed=0)
     """
-    refuse("flops_by_part", [rules.choice("convention", convention, get_args(Convention))])
+    raise_if("flops_by_part", [checks.check_choice("convention", convention, get_args(Convention))])
     tokens, (table, blocks) = context_of(config, context), parts(config.depth, config.dim, config.vocab_size)
     scores = config.depth * config.dim * (4 * tokens if convention == "palm" else 2 * (tokens + 1))
     return Flops(2 * blocks, scores, 2 * table, 2 * blocks + scores if recompute else 0)
@@ -176,5 +176,5 @@ def context_of(config: GPTConfig, context: int | None) -> int:
     """`context`, or the configuration's for None; raises ConfigError for what is no whole number above zero."""
     if context is None:
         return config.seq_len
-    refuse("sizing", [rules.whole("context", context)])
+    raise_if("sizing", [checks.check_int("context", context)])
     return context

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tinylib import rules
+from tinylib import checks
 from tinylib.config import GPTConfig
 from tinylib.sizing.counts import (
     context_of,
@@ -43,8 +43,8 @@ def kv_cache_bytes(config: GPTConfig, batch_size: int = 1, context: int | None =
     >>> kv_cache_bytes(PRESETS["goldilocks"]) // 2**20
     32
     """
-    rules.refuse("kv_cache_bytes", [rules.whole("batch_size", batch_size),
-                                    rules.whole("bytes_per_value", bytes_per_value)])
+    checks.raise_if("kv_cache_bytes", [checks.check_int("batch_size", batch_size),
+                                    checks.check_int("bytes_per_value", bytes_per_value)])
     return 2 * config.depth * batch_size * context_of(config, context) * config.dim * bytes_per_value
 
 
@@ -81,7 +81,7 @@ def recomputed_bytes(config: GPTConfig, batch_size: int, context: int | None = N
 
 def _layer_bytes(config: GPTConfig, batch_size: int, context: int | None, dtype: Precision) -> int:
     """Bytes that one layer leaves for the backward pass if it keeps everything, see `activation_bytes`."""
-    rules.refuse("activation_bytes", [rules.choice("dtype", dtype, BYTES), rules.whole("batch_size", batch_size)])
+    checks.raise_if("activation_bytes", [checks.check_choice("dtype", dtype, BYTES), checks.check_int("batch_size", batch_size)])
     tokens, size = batch_size * context_of(config, context), BYTES[dtype]
     casts = 0 if dtype == "float32" else 12 * config.dim**2 * size
     return tokens * (4 * (2 * config.dim + 3 * config.n_head + 2) + 17 * config.dim * size) + casts
@@ -109,8 +109,8 @@ def loss_bytes(config: GPTConfig, batch_size: int, context: int | None = None, r
     >>> [loss_bytes(PRESETS["goldilocks"], 8, rows=rows) // 2**20 for rows in (None, 512)]
     [6192, 192]
     """
-    rules.refuse("loss_bytes", [rules.whole("batch_size", batch_size),
-                                None if rows is None else rules.whole("rows", rows)])
+    checks.raise_if("loss_bytes", [checks.check_int("batch_size", batch_size),
+                                None if rows is None else checks.check_int("rows", rows)])
     tokens = batch_size * context_of(config, context)
     if rows is None:
         copies, rows = (3 if config.softcap is None else 4), tokens

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from tinylib import rules
+from tinylib import checks
 from tinylib.config import GPTConfig
 from tinylib.hardware import ACCELERATORS, Accelerator
 from tinylib.sizing.budgets import BUDGETS, token_budget
@@ -30,13 +30,13 @@ def plan_batch(total_batch_size: int, device_batch_size: int, seq_len: int, worl
     >>> plan_batch(500_000, device_batch_size=8, seq_len=2048, world_size=8)
     Traceback (most recent call last):
         ...
-    tinylib.rules.ConfigError: plan_batch: total_batch_size=500000 is not a multiple of device_batch_size × seq_len \
+    tinylib.checks.ConfigError: plan_batch: total_batch_size=500000 is not a multiple of device_batch_size × seq_len \
 × world_size = 8 × 2048 × 8 = 131072: the nearest that are: 393216, 524288, 655360
     """
     sizes = {"total_batch_size": total_batch_size, "device_batch_size": device_batch_size, "seq_len": seq_len,
              "world_size": world_size}
-    rules.refuse("plan_batch", [rules.whole(name, value) for name, value in sizes.items()])
-    rules.refuse("plan_batch", _batch_problems(**sizes))
+    checks.raise_if("plan_batch", [checks.check_int(name, value) for name, value in sizes.items()])
+    checks.raise_if("plan_batch", _batch_problems(**sizes))
     return total_batch_size // (device_batch_size * seq_len * world_size)
 
 
@@ -250,12 +250,12 @@ def plan(config: GPTConfig, tokens: int | None = None, budget: str = "all", tota
     counts = {"tokens": tokens, "total_batch_size": total_batch_size, "device_batch_size": device_batch_size,
               "nproc_per_node": nproc_per_node, "nnodes": nnodes}
     may_lack = ("tokens", "device_batch_size")
-    rules.refuse("plan", [
-        rules.choice("device", device, ACCELERATORS), rules.choice("budget", budget, BUDGETS),
-        *(rules.whole(name, value) for name, value in counts.items() if value is not None or name not in may_lack),
-        rules.number("mfu", share, 0, 1, above=True), rules.choice("recompute", recompute, (True, False)),
-        rules.number("characters_per_token", characters_per_token, 0, above=True),
-        None if usd_per_device_hour is None else rules.number("usd_per_device_hour", usd_per_device_hour, 0)])
+    checks.raise_if("plan", [
+        checks.check_choice("device", device, ACCELERATORS), checks.check_choice("budget", budget, BUDGETS),
+        *(checks.check_int(name, value) for name, value in counts.items() if value is not None or name not in may_lack),
+        checks.check_float("mfu", share, 0, 1, above=True), checks.check_choice("recompute", recompute, (True, False)),
+        checks.check_float("characters_per_token", characters_per_token, 0, above=True),
+        None if usd_per_device_hour is None else checks.check_float("usd_per_device_hour", usd_per_device_hour, 0)])
     micro = _micro_batch(config, total_batch_size, device_batch_size, nproc_per_node * nnodes, device, recompute)
     price = ACCELERATORS[device].usd_per_hour if usd_per_device_hour is None else usd_per_device_hour
     return Plan(config, token_budget(config, budget) if tokens is None else tokens, total_batch_size, micro, recompute,
@@ -274,7 +274,7 @@ def _micro_batch(config: GPTConfig, total_batch_size: int, asked: int | None, wo
         fixes = [f"at most {most}"] * (most > 0) + [f"recompute, with which {again} fit"] * (again > most)
         problems.append(f"device_batch_size={asked or 1} of {config.seq_len} tokens needs {needs / 1e9:.1f} GB and "
                         f"{device} has {room / 1e9:.0f}: use {' or '.join([*fixes, 'another device'])}")
-    rules.refuse("plan", problems)
+    checks.raise_if("plan", problems)
     shares = total_batch_size // (config.seq_len * world_size)
     return asked or max(size for size in range(1, min(most, shares) + 1) if shares % size == 0)
 
@@ -292,7 +292,7 @@ def plans(config: GPTConfig, devices: Sequence[str] = tuple(ACCELERATORS), nproc
     """
     import pandas as pd
 
-    rules.refuse("plans", [rules.choice("devices", device, ACCELERATORS) for device in devices])
+    checks.raise_if("plans", [checks.check_choice("devices", device, ACCELERATORS) for device in devices])
     rows = {}
     for device in devices:
         found = _first_that_fits(config, device, nproc_per_node, nnodes, settings)

@@ -10,8 +10,8 @@ import numpy as np
 
 from tinylib.config import PRESETS, ConfigError
 from tinylib.sizing.counts import flops, parts
+from tinylib.sizing.pareto import dominated_by, sentences
 from tinylib.sizing.request import Request, checked
-from tinylib.sizing.trades import beaten_by, sentences
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,7 +61,7 @@ decode memory ×1.18'
     found, figures = _ranked(request, *_candidates(request))
     named = _frame(request, *(np.array([getattr(config, field) for config in PRESETS.values()])
                               for field in ("depth", "dim", "vocab_size"))).set_axis(list(PRESETS))
-    by = beaten_by(figures)
+    by = dominated_by(figures)
     found["pareto"] = by == np.arange(len(by))
     found["trades"] = sentences(found, by, named, request.target)
     return found

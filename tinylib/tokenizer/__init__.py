@@ -9,7 +9,7 @@ Two rules, the same in training and in encoding:
 `vocabulary` holds the tokenizer, `report` what it makes of texts, `samples` the texts that any machine has.
 """
 
-from tinylib.tokenizer.cutting import PATTERN, batched, words
+from tinylib.tokenizer.pretokenize import PATTERN, batched, words
 from tinylib.tokenizer.report import (
     VOCAB_SIZES,
     Curve,

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tinylib import hardware, rules
+from tinylib import checks, hardware
 from tinylib.config import GPTConfig
 from tinylib.sizing.counts import flops
-from tinylib.tokenizer.cutting import batched
+from tinylib.tokenizer.pretokenize import batched
 from tinylib.tokenizer.samples import kinds
 from tinylib.tokenizer.vocabulary import Tokenizer
 
@@ -165,7 +165,7 @@ class Curve:
         """The vocabulary that costs the blocks of `config` the fewest FLOPs a byte; bootstrap over documents."""
         import numpy as np
 
-        rules.refuse("Curve.cheapest", [rules.whole("resamples", resamples)])
+        checks.raise_if("Curve.cheapest", [checks.check_int("resamples", resamples)])
         chance, count = np.random.default_rng(seed), len(self.bytes_N)
         drawn = (np.bincount(chance.integers(count, size=count), minlength=count) for _ in range(resamples))
         per_byte_VR = np.array([self.tokens_VN @ weights_N / (self.bytes_N @ weights_N)
@@ -209,7 +209,7 @@ def curve(tokenizer: Tokenizer, texts: Iterable[str], vocab_sizes: Sequence[int]
 
     sizes = sorted({size for size in vocab_sizes if size < tokenizer.vocab_size} | {tokenizer.vocab_size})
     documents = list(texts)
-    tokens_VN = np.array([_lengths(tokenizer.cut_to(size), documents) for size in sizes])
+    tokens_VN = np.array([_lengths(tokenizer.truncate(size), documents) for size in sizes])
     return Curve(tuple(sizes), tokens_VN, np.array([len(text) for text in documents]),
                  np.array([len(text.encode()) for text in documents]))
 

@@ -9,7 +9,7 @@ from datetime import date, timedelta
 from pathlib import Path
 
 from tinylib.corpus import in_validation
-from tinylib.tokenizer.cutting import batched
+from tinylib.tokenizer.pretokenize import batched
 
 ARTICLE_1: dict[str, str] = {
     "German": "Alle Menschen sind frei und gleich an Würde und Rechten geboren. Sie sind mit Vernunft und Gewissen "

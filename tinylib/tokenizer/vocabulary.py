@@ -11,9 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinylib import hardware, rules, rundir
+from tinylib import checks, files, hardware
 from tinylib.allocator import frugal
-from tinylib.tokenizer.cutting import PATTERN, PLAIN, batched, checked, parts, portions
+from tinylib.tokenizer.pretokenize import PATTERN, PLAIN, batched, checked, parts, portions
 
 if TYPE_CHECKING:
     import os
@@ -65,8 +65,8 @@ class Tokenizer:
             ...
         ValueError: vocab_size=1000 is more than this text can fill, it reached 267: use at most 267, or more text
         """
-        rules.refuse("Tokenizer.train", [rules.whole("vocab_size", vocab_size),
-                                         None if max_chars is None else rules.whole("max_chars", max_chars)])
+        checks.raise_if("Tokenizer.train", [checks.check_int("vocab_size", vocab_size),
+                                         None if max_chars is None else checks.check_int("max_chars", max_chars)])
         least = 256 + len(SPECIAL_TOKENS)
         if vocab_size < least:
             raise ValueError(f"vocab_size={vocab_size} has no room for 256 bytes and {len(SPECIAL_TOKENS)} special "
@@ -84,17 +84,17 @@ class Tokenizer:
                              f"use at most {reached}, or more text")
         return cls(learned)
 
-    def cut_to(self, vocab_size: int) -> Tokenizer:
+    def truncate(self, vocab_size: int) -> Tokenizer:
         """The tokenizer of `vocab_size` ids that a shorter training on the same text would have given.
 
         BPE is greedy: no merge knows how many will follow, so a smaller vocabulary is the beginning of a larger one.
 
         >>> text = ["the cat and the hat"]
-        >>> Tokenizer.train(text, 268).cut_to(266).tokens == Tokenizer.train(text, 266).tokens
+        >>> Tokenizer.train(text, 268).truncate(266).tokens == Tokenizer.train(text, 266).tokens
         True
         """
         special = len(self.special_tokens)
-        rules.refuse("Tokenizer.cut_to", [rules.whole("vocab_size", vocab_size, 256 + special, self.vocab_size)])
+        checks.raise_if("Tokenizer.truncate", [checks.check_int("vocab_size", vocab_size, 256 + special, self.vocab_size)])
         return Tokenizer(self.tokens[:vocab_size - special], self.special_tokens)
 
     # Ids
@@ -186,7 +186,7 @@ class Tokenizer:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the tokenizer into `folder` as JSON text, whole or not at all."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        rundir.write_text(Path(folder) / _FILE, self._to_json())
+        files.write_text(Path(folder) / _FILE, self._to_json())
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Tokenizer:
@@ -215,7 +215,7 @@ class Tokenizer:
         One thing that file can't say: a special token's name in a text becomes its id unless the reader sets
         `encode_special_tokens = True`.
         """
-        rundir.write_text(Path(path), json.dumps(self.to_huggingface(), ensure_ascii=False, indent=1) + "\n")
+        files.write_text(Path(path), json.dumps(self.to_huggingface(), ensure_ascii=False, indent=1) + "\n")
 
     def to_huggingface(self) -> dict[str, Any]:
         """The content of that `tokenizer.json`."""

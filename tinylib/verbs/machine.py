@@ -13,9 +13,8 @@ def doctor(arguments: list[str]) -> Result:
 
 def _doctor() -> Result:
     """What this machine has, what is missing, and what to do about it; exit code 1 if the course can't run."""
-    from tinylib import hardware
 
-    checks = hardware.doctor()
+    checks = doctor.doctor()
     for check in checks:
         print(f"{check.state:<8} {check.name:<10} {check.detail}")
     return {"ok": all(check.state != "error" for check in checks), "checks": [vars(check) for check in checks]}

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tinylib import profiles
 from tinylib.config import PRESETS, GPTConfig, from_dict
 from tinylib.flags import parse, part
 from tinylib.verbs import Result, show
@@ -25,9 +26,9 @@ def _runs(folder: Path | None = None) -> Result:
     """The runs in FOLDER, by default those of every profile; `runs show RUN`, `runs stop RUN`, `runs rm RUN`."""
     import pandas as pd
 
-    from tinylib import hardware, launch
+    from tinylib import launch
 
-    found = launch.runs(folder or hardware.home() / "runs")
+    found = launch.runs(folder or profiles.home() / "runs")
     rows = [_facts(run) for run in found]
     show(pd.DataFrame(rows).fillna("")) if rows else print("no runs yet")
     return {"runs": rows}
@@ -56,7 +57,7 @@ def _runs_show(run: str, lines: int = 10) -> Result:
               **{name: last.get(name) for name in ("grad_norm", "tokens_per_s", "mfu")},
               "checkpoints": directory.saved_steps(),
               "alive": {role: process.pid for role, process in directory.alive().items()},
-              "elsewhere": {role: process.host for role, process in directory.elsewhere().items()
+              "elsewhere": {role: process.host for role, process in directory.remote_processes().items()
                             if chosen.state not in ("finished", "stopped")}}
     result |= {"join": chosen.join_command} if spread.get("most", 1) > 1 else {}
     show({name: value for name, value in result.items() if value not in (None, {}, [])})

@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+from tinylib import profiles
 from tinylib.flags import parse, part
 from tinylib.verbs import Result, show
 
@@ -45,11 +46,10 @@ def _tokenize_train(corpus: str | None = None, vocab_size: int | None = None, ma
     Args:
         column: as of corpus fetch, whose word stands if it is not given
     """
-    from tinylib import hardware
     from tinylib.corpus import load
     from tinylib.tokenizer import Tokenizer
 
-    profile = hardware.profile()
+    profile = profiles.profile()
     began, folder = time.perf_counter(), tokenizer or profile.tokenizer
     learned = Tokenizer.train(load(corpus or profile.corpus, column=column).texts("train"), vocab_size or
                               profile.train.model.vocab_size, max_chars=max_chars, progress=sys.stderr.isatty())
@@ -69,12 +69,11 @@ def _tokenize_shards(corpus: str | None = None, tokenizer: Path | None = None, s
         fresh: begin anew instead of going on
         column: as of corpus fetch, whose word stands if it is not given
     """
-    from tinylib import hardware
     from tinylib.corpus import SPLITS, load
     from tinylib.shards import Shards, build
     from tinylib.tokenizer import Tokenizer
 
-    profile = hardware.profile()
+    profile = profiles.profile()
     source, folder = load(corpus or profile.corpus, column=column), shards or profile.shards
     build({split: source.texts(split) for split in SPLITS}, Tokenizer.load(tokenizer or profile.tokenizer), folder,
           processes=processes, fresh=fresh, progress=True)
@@ -90,11 +89,10 @@ def _tokenize_eval(corpus: str | None = None, tokenizer: Path | None = None, col
     Args:
         column: as of corpus fetch, whose word stands if it is not given
     """
-    from tinylib import hardware
     from tinylib.corpus import load
     from tinylib.tokenizer import Tokenizer, report
 
-    profile = hardware.profile()
+    profile = profiles.profile()
     source = load(corpus or profile.corpus, column=column)
     found = report(Tokenizer.load(tokenizer or profile.tokenizer), source.texts("train"), source.texts("val"),
                    profile.train.model)

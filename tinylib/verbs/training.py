@@ -20,7 +20,7 @@ def train(arguments: list[str]) -> Result | None:
     if named["nnodes"] or named["nproc_per_node"]:
         raise ValueError("nnodes and nproc_per_node go with --slurm FILE: else use torchrun, or launch in a notebook")
     if os.environ.get("TINYLIB_RANK_LOGS") == "1":
-        _redirect(config.run)
+        _redirect(config.run_dir)
     from tinylib.train import train as run
 
     summary = run(config, resume=named["resume"])
@@ -37,7 +37,7 @@ def _slurm(config: TrainConfig, file: Path, nproc_per_node: str, nnodes: str) ->
 
     text = write_slurm(config, file, int(nproc_per_node) if nproc_per_node.isdigit() else nproc_per_node, nnodes)
     print(text)
-    result = {"slurm": file, "run": config.run, "submit": f"sbatch {file}"}
+    result = {"slurm": file, "run": config.run_dir, "submit": f"sbatch {file}"}
     show(result)
     return result
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from tinylib import rules
+from tinylib import checks
+from tinylib.course.explorer import ipywidgets_or_none
+from tinylib.course.panel import words
 from tinylib.launch import Run
 from tinylib.launch.progress import FASTEST_S, Picture, Progress, Slot
 from tinylib.rundir import ENDED
-from tinylib.widgets.explorer import ipywidgets_or_none
-from tinylib.widgets.panel import words
 from tinylib.widgets.standing import Standing, look, standing_html, standing_text
 
 LOG_BYTES, LOG_LINES = 8_000, 40
@@ -34,8 +34,8 @@ def dashboard(run: Run, *more_runs: Run, every_s: float = 1.0) -> Dashboard:
     outside a notebook it shows how the runs stand and stays so.  Raises ConfigError for what is no Run.
     """
     runs = (run, *more_runs)
-    rules.refuse("dashboard", [*(None if isinstance(one, Run) else f"run={one!r} is not a Run: use launch(...) or "
-                                 "attach(path)" for one in runs), rules.number("every_s", every_s, 0, above=True)])
+    checks.raise_if("dashboard", [*(None if isinstance(one, Run) else f"run={one!r} is not a Run: use launch(...) or "
+                                 "attach(path)" for one in runs), checks.check_float("every_s", every_s, 0, above=True)])
     return Dashboard(runs, max(FASTEST_S, every_s))
 
 

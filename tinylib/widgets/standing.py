@@ -28,7 +28,7 @@ class Rank:
     """Its pid, and the machine's name where it is not this one."""
     memory: str = ""
     """Peak so far, of its GPU where it has one."""
-    own_s: float | None = None
+    compute_s: float | None = None
     """Seconds of its own work in the last step, before it waited for the others."""
 
 
@@ -56,7 +56,7 @@ def look(run: Run, progress: Progress) -> Standing:
         facts = progress.facts(state, status.get("ranks", ()))
         size = status.get("world_size") or directory.read_config().get("world_size", 1)
         return Standing(directory.name, state, facts, list(_ranks(directory, state, size, status, progress)),
-                        bool(directory.alive() or directory.elsewhere()), _shortened(run.failure() or ""))
+                        bool(directory.alive() or directory.remote_processes()), _shortened(run.failure() or ""))
     except FileNotFoundError:    # someone removed it
         return Standing(directory.name, "lost", {"state": f"there is no run at {directory.path}"})
 
@@ -68,7 +68,7 @@ def _shortened(text: str, lines: int = 12) -> str:
 
 def _ranks(directory: RunDirectory, state: str, size: int, status: dict[str, Any], progress: Progress
            ) -> Iterator[Rank]:
-    processes, elsewhere = directory.processes(), directory.elsewhere()
+    processes, elsewhere = directory.processes(), directory.remote_processes()
     work = dict(enumerate(status.get("ranks", ())))
     given = processes["agent"].devices if "agent" in processes else ""
     devices = (given or str(progress.header.get("device", ""))).split(",")
@@ -79,7 +79,7 @@ def _ranks(directory: RunDirectory, state: str, size: int, status: dict[str, Any
             stands = "alive" if role in elsewhere or process.alive() else "gone"
         yield Rank(number, stands, devices[number % len(devices)],
                    f"{process.pid}{f' on {process.host}' if role in elsewhere else ''}" if process else "",
-                   f"{own['memory_bytes'] / 1e9:.2f} GB" if own else "", own.get("own_s"))
+                   f"{own['memory_bytes'] / 1e9:.2f} GB" if own else "", own.get("compute_s"))
 
 
 def standing_html(standings: Sequence[Standing]) -> str:
@@ -107,14 +107,14 @@ def standing_text(standings: Sequence[Standing]) -> str:
 
 def _rank_lines(ranks: Sequence[Rank]) -> list[str]:
     """A line for each rank, in columns; the bars show how long each was busy in the last step, before it waited."""
-    longest_s = max((rank.own_s or 0.0 for rank in ranks), default=0.0)
+    longest_s = max((rank.compute_s or 0.0 for rank in ranks), default=0.0)
     rows = [(f"rank {rank.number}", rank.state, rank.device, rank.place and f"pid {rank.place}", rank.memory,
-             "" if rank.own_s is None else f"busy {rank.own_s:.3f} s", _bar(rank.own_s, longest_s))
+             "" if rank.compute_s is None else f"busy {rank.compute_s:.3f} s", _bar(rank.compute_s, longest_s))
             for rank in ranks]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True) if width).rstrip()
             for row in rows]
 
 
-def _bar(own_s: float | None, longest_s: float, width: int = 10) -> str:
-    return "█" * round(width * own_s / longest_s) if own_s and longest_s else ""
+def _bar(compute_s: float | None, longest_s: float, width: int = 10) -> str:
+    return "█" * round(width * compute_s / longest_s) if compute_s and longest_s else ""

@@ -9,33 +9,33 @@ import re
 import numpy as np
 import pytest
 
-from tinylib import rules
+from tinylib import checks
 
 
 def test_what_a_whole_number_s_problem_proposes_is_legal():
     generator = random.Random(0)
     for _ in range(3000):
-        least, step = generator.randint(0, 9), generator.choice([1, 2])
+        least, step = generator.randint(0, 9), generator.check_choice([1, 2])
         least += least % step
-        most = generator.choice([None, least + step * generator.randint(0, 9)])
+        most = generator.check_choice([None, least + step * generator.randint(0, 9)])
         limits = {"least": least, "step": step, "most": most}
-        value = generator.choice([generator.randint(-30, 30), generator.uniform(-30, 30), math.inf, math.nan, True])
-        problem = rules.whole("size", value, **limits)
+        value = generator.check_choice([generator.randint(-30, 30), generator.uniform(-30, 30), math.inf, math.nan, True])
+        problem = checks.check_int("size", value, **limits)
         if problem is None:
             assert isinstance(value, int) and least <= value and value % step == 0
             continue
         proposed = [int(word) for word in re.findall(r"\d+", problem.rsplit("use ", 1)[1])]
-        assert proposed and all(rules.whole("size", size, **limits) is None for size in proposed), problem
+        assert proposed and all(checks.check_int("size", size, **limits) is None for size in proposed), problem
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.int32(3)])
 def test_numpy_s_whole_numbers_are_whole(value):
-    assert rules.whole("size", value) is None and rules.is_whole(value)
+    assert checks.check_int("size", value) is None and checks.is_int(value)
 
 
 @pytest.mark.parametrize("value", [True, np.bool_(True), 3.0, "3", None, np.float64(3), [3], np.array([3])])
 def test_other_things_are_not(value):
-    assert rules.whole("size", value).startswith("size=") and not rules.is_whole(value)
+    assert checks.check_int("size", value).startswith("size=") and not checks.is_int(value)
 
 
 @pytest.mark.parametrize(("value", "limits", "said"), [
@@ -46,17 +46,17 @@ def test_other_things_are_not(value):
     (math.inf, {"low": 0}, "x=inf is not a number of at least 0: use a number of at least 0"),
     ("1", {"low": 0}, "x='1' is not a number of at least 0: use a number of at least 0")])
 def test_numbers(value, limits, said):
-    assert rules.number("x", value, **limits) == said
+    assert checks.check_float("x", value, **limits) == said
 
 
 def test_choices_are_not_confused_with_what_equals_them():
-    assert rules.choice("tied", True, (True, False)) is None
-    assert rules.choice("tied", 1, (True, False)) == "tied=1 is not a choice: use True or False"
-    assert rules.choice("device", ["cpu"], ("cpu",)) == "device=['cpu'] is not a choice: use cpu"
+    assert checks.check_choice("tied", True, (True, False)) is None
+    assert checks.check_choice("tied", 1, (True, False)) == "tied=1 is not a choice: use True or False"
+    assert checks.check_choice("device", ["cpu"], ("cpu",)) == "device=['cpu'] is not a choice: use cpu"
 
 
 def test_refusing_names_everything_or_nothing():
-    rules.refuse("plan", [None, None])
-    with pytest.raises(rules.ConfigError, match="plan: a; b") as error:
-        rules.refuse("plan", [None, "a", "", "b"])
+    checks.raise_if("plan", [None, None])
+    with pytest.raises(checks.ConfigError, match="plan: a; b") as error:
+        checks.raise_if("plan", [None, "a", "", "b"])
     assert error.value.problems == ["a", "b"]

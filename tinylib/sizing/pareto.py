@@ -17,15 +17,15 @@ _HARDLY = 0.005
 """Differences that two decimals can't show are left out of a sentence, or said to be small."""
 
 
-def beaten_by(figures: np.ndarray) -> np.ndarray:
+def dominated_by(figures: np.ndarray) -> np.ndarray:
     """For each row of `figures` (rows × properties, less is better) the row that beats it; itself where none does.
 
     A row beats another if it is at least as good in every property and better in one; so equal rows stand together,
-    and the Pareto front is where `beaten_by(figures) == arange(rows)`.  Of several that do, the first in lexicographic
+    and the Pareto front is where `dominated_by(figures) == arange(rows)`.  Of several that do, the first in lexicographic
     order is named: none beats that one.  Distinct rows are gone through in that order, in blocks: what beats a row
     stands before it, so a block is settled when its turn comes, and whatever it beats drops out.
 
-    >>> beaten_by(np.array([[1, 3], [2, 4], [2, 2], [1, 3]])).tolist()
+    >>> dominated_by(np.array([[1, 3], [2, 4], [2, 2], [1, 3]])).tolist()
     [0, 0, 2, 3]
     """
     order = np.lexsort(figures.T[::-1])
@@ -51,7 +51,7 @@ def beaten_by(figures: np.ndarray) -> np.ndarray:
 def sentences(found: pd.DataFrame, by: np.ndarray, named: pd.DataFrame, target: float) -> np.ndarray:
     """What every row of a search trades, one sentence each, as an array of texts.
 
-    `found`: rows of `search`, the best first; `by`: `beaten_by` of them; `named`: the same figures of the presets;
+    `found`: rows of `search`, the best first; `by`: `dominated_by` of them; `named`: the same figures of the presets;
     `target`: wanted percent of the blocks.  A row says its depth, split and size; then whose size and split it has;
     then, beaten, by whom and in what; on the front, what it is best at, what it gains on the first row and pays for it.
     """

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: written beside their place, and moved there."""
+"""Atomic writes of files and folders: written under a temporary name beside the target, then renamed into place."""
 
 from __future__ import annotations
 
@@ -15,13 +15,21 @@ from typing import Any
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON; the file appears whole or not at all."""
+    """Write `value` as JSON, atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where there is no file, which another process may remove at any moment."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write `text`; the file appears whole or not at all, and a failure leaves the old one."""
-    part = part_of(path)
+    """Write `text`, atomically: a failure leaves the old file."""
+    part = tmp_path(path)
     try:
         part.write_text(text, encoding="utf-8")
         part.replace(path)
@@ -32,13 +40,13 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def write_folder(path: Path) -> Iterator[Path]:
-    """A new folder to fill, moved to `path` at the end of the block; a failure leaves what was there before.
+    """A temporary folder to fill, renamed to `path` at the end of the block; a failure leaves what was there before.
 
-    A folder that lies at `path` is replaced.  What a killed process left behind is swept away by the next one.
+    A folder at `path` is replaced.  What a killed process left behind is removed by the next one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent, glob.escape(path.name))
-    part = part_of(path)
+    remove_stale(path.parent, glob.escape(path.name))
+    part = tmp_path(path)
     part.mkdir()
     try:
         yield part
@@ -53,25 +61,25 @@ def write_folder(path: Path) -> Iterator[Path]:
 
 
 def replace_folder(part: Path, path: Path) -> None:
-    """Move the folder `part`, once it is on the disk, to `path`, in the place of a folder that lies there."""
-    _flush(part)
+    """Flush the folder `part` to disk and rename it to `path`, replacing a folder there."""
+    _fsync(part)
     try:
         if path.exists():
-            path.replace(part_of(path.with_name(f"{path.name}.old")))
+            path.replace(tmp_path(path.with_name(f"{path.name}.old")))
         part.replace(path)
     finally:
-        sweep(path.parent, glob.escape(path.name))    # the old one goes, or comes back
+        remove_stale(path.parent, glob.escape(path.name))    # removes the old folder, or puts it back
 
 
-def part_of(path: Path) -> Path:
-    """Where this process writes what is to lie at `path`."""
+def tmp_path(path: Path) -> Path:
+    """The temporary name under which this process writes `path`."""
     return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
-def sweep(folder: Path, names: str = "*") -> None:
-    """Remove what dead processes, or earlier work of this one, left of what was to have one of the `names` in `folder`.
+def remove_stale(folder: Path, names: str = "*") -> None:
+    """Remove temporary files and folders in `folder` whose process is dead, for targets that match `names`.
 
-    A folder that was moved aside for another one, which then never came, is put back.
+    A folder that was moved aside for a replacement that never came is put back.
     """
     import psutil
 
@@ -88,9 +96,9 @@ def sweep(folder: Path, names: str = "*") -> None:
 
 
 def lines_backwards(path: Path, block_bytes: int = 65_536) -> Iterator[bytes]:
-    """The lines of a file, the last one first, read from its end; one that is still being written is left out."""
+    """The complete lines of a file in reverse order, read in blocks from its end."""
     with path.open("rb") as file:
-        at, rest = file.seek(0, os.SEEK_END), None    # no end of a line seen yet
+        at, rest = file.seek(0, os.SEEK_END), None    # None: no newline seen yet
         while at > 0:
             size = min(block_bytes, at)
             at = file.seek(at - size)
@@ -104,8 +112,8 @@ def lines_backwards(path: Path, block_bytes: int = 65_536) -> Iterator[bytes]:
             yield rest
 
 
-def _flush(folder: Path) -> None:
-    """Make sure that what is in `folder` is on the disk before its name says so."""
+def _fsync(folder: Path) -> None:
+    """Flush every file in `folder` to disk, so that the rename can't become visible before the content."""
     for file in folder.rglob("*"):
         if file.is_file():
             with file.open("rb") as opened:

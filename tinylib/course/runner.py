@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinylib import hardware, rundir, sizing
+from tinylib import doctor, files, profiles, sizing
 from tinylib.config import TrainConfig, from_dict
 from tinylib.hardware import Profile
 from tinylib.launch import Run
@@ -44,12 +44,12 @@ def run(profile: str | None = None) -> dict[str, Any]:
     Returns the facts of the closing table.  Earlier runs of the course in this profile are removed first.  Raises
     CourseFailed at the first cell that fails; what was executed by then is kept.
     """
-    began_s, chosen = time.monotonic(), hardware.profile(profile)
-    source, kept = Path(__file__).resolve().parent.parent / "notebooks", hardware.home() / "runs" / "course"
+    began_s, chosen = time.monotonic(), profiles.profile(profile)
+    source, kept = Path(__file__).resolve().parent.parent / "notebooks", profiles.home() / "runs" / "course"
     print(f"the course in the {chosen.name} profile, kept in {kept}")
     _say_what_is_missing()
     _make_room(chosen, kept)
-    environment = {**os.environ, "TINYLIB_PROFILE": chosen.name, "TINYLIB_HOME": str(hardware.home().resolve())}
+    environment = {**os.environ, "TINYLIB_PROFILE": chosen.name, "TINYLIB_HOME": str(profiles.home().resolve())}
     executed = {name: execute(source / f"{name}.ipynb", kept, environment) for name in NOTEBOOKS}
     table, samples = closing_table(chosen), write_samples(chosen)
     report = write_report(executed, table, samples, kept / "report.html")
@@ -87,7 +87,7 @@ def execute(path: Path, kept: Path, environment: Mapping[str, str]) -> NotebookN
             raise CourseFailed(f"{path.name}, cell {progress.cell} of {progress.cells}:\n{_plain(error)}") from error
         finally:
             kept.mkdir(parents=True, exist_ok=True)
-            rundir.write_text(kept / path.name, nbformat.writes(notebook))
+            files.write_text(kept / path.name, nbformat.writes(notebook))
     return notebook
 
 
@@ -140,7 +140,7 @@ def write_report(notebooks: Mapping[str, NotebookNode], table: pd.DataFrame, sam
         cells += [new_markdown_cell(f'<a id="{name}"></a>'), *notebook.cells]
     exporter = HTMLExporter(template_name="basic")
     body, _ = exporter.from_notebook_node(new_notebook(cells=_renumbered(cells)))
-    rundir.write_text(path, _PAGE.format(body=body, colours=HtmlFormatter().get_style_defs(".highlight")))
+    files.write_text(path, _PAGE.format(body=body, colours=HtmlFormatter().get_style_defs(".highlight")))
     return path
 
 
@@ -175,7 +175,7 @@ def _title(notebook: NotebookNode, name: str) -> str:
 
 def _say_what_is_missing() -> None:
     """One line for each thing this machine lacks; raises CourseFailed where the course can't do without it."""
-    missing = [check for check in hardware.doctor() if check.state != "ok"]
+    missing = [check for check in doctor.doctor() if check.state != "ok"]
     for check in missing:
         print(f"{check.state}: {check.name}: {check.detail}")
     if any(check.state == "error" for check in missing):

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from tinylib import hardware, rules, sizing
+from tinylib import checks, profiles, sizing
 from tinylib.config import PRESETS, ConfigError, GPTConfig
+from tinylib.course.panel import figures, panel_html, panel_text, words
 from tinylib.hardware import ACCELERATORS
-from tinylib.widgets.panel import figures, panel_html, panel_text, words
 
 HEAD_DIMS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256)
 WIDEST, DEEPEST, LARGEST_VOCABULARY = 4096, 64, 131_072
@@ -38,9 +38,9 @@ def explore(config: GPTConfig | None = None, device: str = "H100", nproc_per_nod
     128
     """
     config = PRESETS["goldilocks"] if config is None else config
-    rules.refuse("explore", [
+    checks.raise_if("explore", [
         None if isinstance(config, GPTConfig) else f"config={config!r} is not a GPTConfig: use PRESETS[name]",
-        rules.choice("device", device, ACCELERATORS), rules.whole("nproc_per_node", nproc_per_node)])
+        checks.check_choice("device", device, ACCELERATORS), checks.check_int("nproc_per_node", nproc_per_node)])
     return Explorer(config, device, nproc_per_node)
 
 
@@ -155,7 +155,7 @@ class Explorer:
 
     def _save(self, _: Any) -> None:
         try:
-            file = hardware.save_design(self.config)
+            file = profiles.save_design(self.config)
             said = [f"saved in {file}", "delete the file to go back to the profile's own"]
         except (ValueError, OSError) as error:    # nobody sees what a button raises
             said = ["not saved:", str(error)]

@@ -161,7 +161,7 @@ def _attention_by_hand(answer: Callable[[Any, Any, Any], Any]) -> None:
     import torch
     import torch.nn.functional as F
 
-    from tinylib.model import attend
+    from tinylib.model import attention
 
     generator, fused = torch.Generator().manual_seed(0), F.scaled_dot_product_attention
     for shape in ((2, 3, 7, 16), (1, 2, 33, 64), (1, 1, 1, 8)):
@@ -177,7 +177,7 @@ def _attention_by_hand(answer: Callable[[Any, Any, Any], Any]) -> None:
                 "every query sees every key: hide the keys that stand after the query, before softmax"
             assert not torch.allclose(found, fused(q, k, v, is_causal=True, scale=1.0), atol=1e-5), \
                 "the scores are not divided by the square root of the head dim"
-        worst = float((found - attend(q, k, v, 0)).abs().max())
+        worst = float((found - attention(q, k, v, 0)).abs().max())
         assert worst <= 1e-5, f"for q, k and v of shape {shape} it is up to {worst:.1e} off, more than 1e-5"
 
 
@@ -185,12 +185,12 @@ def _attention_by_hand(answer: Callable[[Any, Any, Any], Any]) -> None:
 def _least_loss(answer: Callable[[int, float], float]) -> None:
     import torch
 
-    from tinylib.model import soften
+    from tinylib.loss import softcap
 
     for vocab_size, cap in ((3072, 5.0), (24_576, 15.0), (3072, 2.0), (16, 0.5)):
         logits = torch.full((vocab_size,), -1e9, dtype=torch.float64)
         logits[0] = 1e9
-        right, found = -float(soften(logits, cap).log_softmax(0)[0]), _given(answer(vocab_size, cap))
+        right, found = -float(softcap(logits, cap).log_softmax(0)[0]), _given(answer(vocab_size, cap))
         one_sided = math.log1p((vocab_size - 1) * math.exp(-cap))
         assert not math.isclose(found, one_sided, rel_tol=1e-4) or math.isclose(right, one_sided, rel_tol=1e-4), \
             "the wrong tokens' logits need not stop at 0: the cap lets them go down to -softcap"

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tinylib import hardware, rundir
+from tinylib import files, hardware
 from tinylib.corpus.documents import SPLITS, VALIDATION_SHARE, Corpus, digest, in_validation
 from tinylib.corpus.files import Document, plain
 
@@ -65,12 +65,12 @@ def _harvest_into(folder: Path, name: str) -> None:
     facts = {"recipe": _RECIPE, "python": platform.python_version(), "platform": sys.platform,
              "split": f"by hash of the name, {VALIDATION_SHARE:.0%} validation",
              "sources": [source.facts() for source in sources]}
-    with rundir.write_folder(folder) as part:
+    with files.write_folder(folder) as part:
         for split in SPLITS:
             chosen = [document for document in documents if in_validation(document.name) == (split == "val")]
             _write_parquet(part / f"{split}.parquet", chosen)
         corpus = Corpus(name, (part / "train.parquet",), (part / "val.parquet",), facts)
-        rundir.write_json(part / _MANIFEST, corpus.manifest)
+        files.write_json(part / _MANIFEST, corpus.manifest)
 
 
 @dataclass(frozen=True)

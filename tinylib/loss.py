@@ -1,0 +1,109 @@
+"""Cross-entropy loss of softcapped logits in chunks of rows, with the gradients computed in the forward pass.
+
+So the logits [R, V] of a whole batch never exist at once and nothing of that size waits for the backward pass.
+
+Letters in shapes: R rows (tokens of a batch), D dim, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tinylib import sizing
+
+Reduction = Literal["mean", "sum", "none"]
+Kernel = Callable[[Tensor, Tensor, float | None], tuple[Tensor, Tensor]]
+
+
+def softcap(logits: Tensor, cap: float | None) -> Tensor:
+    """Logits squashed into (-cap, cap).
+
+    Source: Gemma 2, https://arxiv.org/abs/2408.00118, section 2.
+    """
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def cross_entropy(x_RD: Tensor, table_VD: Tensor, y_R: Tensor, cap: float | None, reduction: Reduction = "mean",
+                  chunk_rows: int | None = None, kernel: Kernel | None = None) -> Tensor:
+    """Cross-entropy in nats of the softcapped logits of R rows against targets; a target of -1 doesn't count.
+
+    "mean" is over the targets that count, "sum" over the rows, "none" gives [R] with 0 where nothing counts.  At most
+    `chunk_rows` × V logits exist at a time (None: `sizing.chunk_rows`), and for "mean" and "sum" the gradients
+    are made in the same pass, so that nothing of size R × V waits for the backward pass.  `kernel` is
+    `softcap_cross_entropy_fwd_bwd` or a compiled version of it.
+
+    >>> x_RD, table_VD = torch.eye(2), torch.zeros(8, 2)
+    >>> cross_entropy(x_RD, table_VD, torch.tensor([3, -1]), 15.0).item() == torch.tensor(8.0).log().item()
+    True
+    """
+    kind = x_RD.device.type
+    chunk_rows = chunk_rows or sizing.chunk_rows(table_VD.shape[0], kind)
+    if torch.is_autocast_enabled(kind):    # in-place products, as below, are not cast by themselves
+        x_RD = x_RD.to(torch.get_autocast_dtype(kind))
+    if reduction == "none":
+        chunks = zip(x_RD.split(chunk_rows), y_R.split(chunk_rows), strict=True)
+        return torch.cat([F.cross_entropy(softcap(F.linear(x, table_VD.to(x.dtype)).float(), cap), y, ignore_index=-1,
+                                          reduction="none") for x, y in chunks])
+    total = _ChunkedLoss.apply(x_RD, table_VD, y_R, cap, chunk_rows, kernel or softcap_cross_entropy_fwd_bwd)
+    return total if reduction == "sum" else total / (y_R >= 0).sum()
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Sum of the cross-entropies; the gradients for a loss of 1 are made chunk by chunk in the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x_RD: Tensor, table_VD: Tensor, y_R: Tensor, cap: float | None, chunk_rows: int,
+                kernel: Kernel) -> Tensor:
+        total = torch.zeros((), device=x_RD.device)
+        dx_RD, dtable_VD = torch.empty_like(x_RD), torch.zeros_like(table_VD)
+        cast_VD = table_VD.to(x_RD.dtype)
+        for x, y, dx in zip(x_RD.split(chunk_rows), y_R.split(chunk_rows), dx_RD.split(chunk_rows), strict=True):
+            loss, dlogits = kernel(x @ cast_VD.T, y, cap)
+            total += loss
+            torch.mm(dlogits, cast_VD, out=dx)
+            if x.dtype == dtable_VD.dtype:
+                dtable_VD.addmm_(dlogits.T, x)
+            else:
+                dtable_VD += dlogits.T @ x
+            del dlogits    # before the next ones come
+        ctx.save_for_backward(dx_RD, dtable_VD)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dtotal: Tensor) -> tuple[Tensor | None, ...]:
+        dx_RD, dtable_VD = ctx.saved_tensors
+        return dx_RD * dtotal.to(dx_RD.dtype), dtable_VD * dtotal, None, None, None, None
+
+
+def softcap_cross_entropy_fwd_bwd(logits_RV: Tensor, y_R: Tensor, cap: float | None) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy, in float32, of R rows of raw logits and its gradient [R, V] with respect to them.
+
+    With z = cap·tanh(logits / cap) the gradient is (softmax(z) - onehot(y))·(1 - tanh²).  Softcapped logits are
+    bounded, so their exponentials are summed as they are; tanh is taken from the exponential, the one function of
+    the kind that a CPU computes fast.  Where logits aren't bounded, the largest of a row is subtracted first.
+    Two tensors of the size of the logits are made and changed in place; the conversions from and to the precision of
+    the logits are in here, for compiled they cost no pass of their own.
+    """
+    counts_R1 = (y_R >= 0)[:, None]
+    index_R1 = y_R.clamp(min=0)[:, None]
+    if cap is None:
+        z_RV, slope_RV = logits_RV - logits_RV.amax(1, keepdim=True).float(), None
+    else:
+        tanh_RV = (logits_RV.float() * (2 / cap)).exp_().add_(1).reciprocal_().mul_(-2).add_(1)
+        z_RV, slope_RV = tanh_RV * cap, tanh_RV.square_().neg_().add_(1)
+        if cap > 50:
+            z_RV.sub_(z_RV.amax(1, keepdim=True))
+    target_R1 = z_RV.gather(1, index_R1)
+    exp_RV = z_RV.exp_()
+    sum_R1 = exp_RV.sum(1, keepdim=True)
+    loss = torch.where(counts_R1, sum_R1.log() - target_R1, 0.0).sum()
+    gradient_RV, one_R1 = exp_RV.mul_(counts_R1 / sum_R1), counts_R1.float()
+    if slope_RV is not None:
+        gradient_RV, one_R1 = gradient_RV.mul_(slope_RV), slope_RV.gather(1, index_R1) * counts_R1
+    return loss, gradient_RV.scatter_add_(1, index_R1, -one_R1).to(logits_RV.dtype)

@@ -1,0 +1,117 @@
+"""Profiles smoke, cpu and gpu: every size that a notebook uses; the home folder; the reader's own design."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from tinylib import checks, hardware
+from tinylib.config import PRESETS, ConfigError, GPTConfig, TrainConfig, from_json, to_json
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The sizes that fit one kind of machine; notebooks take every size from here."""
+
+    name: Literal["smoke", "cpu", "gpu"]
+    corpus: str
+    """Name of the corpus, for `tinylib.corpus.load`."""
+    train: TrainConfig
+    """The run of notebook 04; `train.model` is the untied model of the course."""
+    nproc_per_node: int | Literal["auto"]
+
+    @property
+    def data(self) -> Path:
+        """Where this profile keeps its tokenizer and shards."""
+        return home() / "data" / self.name
+
+    @property
+    def tokenizer(self) -> Path:
+        """Folder of the trained tokenizer, written by notebook 02."""
+        return self.data / "tokenizer"
+
+    @property
+    def shards(self) -> Path:
+        """Folder of the token shards, written by notebook 02."""
+        return self.data / "shards"
+
+    @property
+    def design(self) -> Path:
+        """The reader's own model, which takes the place of the profile's; written by notebook 01 or `save_design`."""
+        return self.data / "design.json"
+
+    @property
+    def runs(self) -> Path:
+        """Where this profile's run directories lie."""
+        return home() / "runs" / self.name
+
+
+def home() -> Path:
+    """The folder that holds `data/` and `runs/`: $TINYLIB_HOME, else this checkout, else the working directory."""
+    if "TINYLIB_HOME" in os.environ:
+        return Path(os.environ["TINYLIB_HOME"])
+    checkout = Path(__file__).resolve().parent.parent
+    return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
+
+
+def profile(name: str | None = None) -> Profile:
+    """The profile called `name`, else $TINYLIB_PROFILE, else "gpu" where CUDA is and "cpu" elsewhere.
+
+    Its model is the reader's own where `save_design` wrote one.  Raises ConfigError for a broken file of that.
+
+    >>> profile("smoke").train.model.dim
+    64
+    """
+    chosen = _own(name)
+    if not chosen.design.is_file():
+        return chosen
+    return replace(chosen, train=_with_design(chosen, chosen.design.read_text(encoding="utf-8")))
+
+
+def _own(name: str | None) -> Profile:
+    """The profile as it is without a design of the reader's."""
+    name = name or os.environ.get("TINYLIB_PROFILE") or ("gpu" if hardware.device().kind == "cuda" else "cpu")
+    if name not in _PROFILES:
+        raise ValueError(f"TINYLIB_PROFILE={name!r} is not a profile: use " + ", ".join(_PROFILES))
+    chosen = _PROFILES[name]
+    return replace(chosen, train=replace(chosen.train, data=str(chosen.shards), run_dir=str(chosen.runs / "untied")))
+
+
+def save_design(config: GPTConfig, profile_name: str | None = None) -> Path:
+    """Make `config` the model that the profile trains from now on, in every notebook and verb; returns its file.
+
+    Delete the file to go back to the profile's own.  Raises ConfigError for a tied model, for the course compares with
+    that later, and where the profile's batch does not suit it.
+    """
+    chosen = _own(profile_name)
+    checks.raise_if(f"design {chosen.design}", ["tied=True comes last in the course, in notebook 06: use tied=False"]
+                 if config.tied else [])
+    _with_design(chosen, to_json(config))
+    chosen.design.parent.mkdir(parents=True, exist_ok=True)
+    chosen.design.write_text(to_json(config) + "\n", encoding="utf-8")
+    return chosen.design
+
+
+def _with_design(chosen: Profile, text: str) -> TrainConfig:
+    """The run of a profile with the model that `text` holds."""
+    try:
+        return replace(chosen.train, model=from_json(GPTConfig, text))
+    except ConfigError as error:
+        raise ConfigError(f"design {chosen.design}", error.problems) from None
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"design {chosen.design}", [f"{error}, so it holds no model: delete it"]) from None
+
+
+_PROFILES: dict[str, Profile] = {
+    "smoke": Profile("smoke", "pydocs-stdlib", TrainConfig(
+        model=replace(PRESETS["nano"], seq_len=128), steps=40, total_batch_size=2_048, device_batch_size=8,
+        eval_every=20, eval_tokens=16_384, save_every=20, compile="off"), nproc_per_node=2),
+    "cpu": Profile("cpu", "pydocs", TrainConfig(
+        model=replace(PRESETS["micro"], seq_len=256), steps=680, total_batch_size=4_096, device_batch_size=8,
+        eval_every=170, eval_tokens=65_536, save_every=340), nproc_per_node=2),
+    "gpu": Profile("gpu", "fineweb-edu", TrainConfig(
+        model=PRESETS["goldilocks"], steps=1_440, total_batch_size=524_288, device_batch_size=32,
+        eval_every=250, eval_tokens=10_485_760, save_every=250), nproc_per_node="auto"),
+}
