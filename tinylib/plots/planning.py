@@ -56,7 +56,7 @@ def memory_parts(cases: Mapping[str, Memory], device: str | None = None) -> Figu
     >>> memory_parts({"micro": memory(PRESETS["micro"], 8, context=256)}).axes[0].get_xlabel()
     'memory of one process, MB'
     """
-    refuse("memory_parts", [None if device is None else choice("device", device, ACCELERATORS)])
+    raise_if("memory_parts", [None if device is None else check_choice("device", device, ACCELERATORS)])
     room = None if device is None else ACCELERATORS[device].memory_bytes
     figure, axes = canvas(height_in=1.1 + 0.34 * len(cases))
     size, unit = (1e9, "GB") if max(case.total for case in cases.values()) >= 1e9 else (1e6, "MB")
