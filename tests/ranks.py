@@ -25,7 +25,8 @@ import torch.distributed as dist
 from tinylib import checkpoint, rundir
 from tinylib.config import TrainConfig, from_dict
 from tinylib.optim import Optimizer
-from tinylib.rundir import RunDirectory
+from tinylib.rundir import Header, RunDirectory
+from tinylib.rundir.records import to_line
 from tinylib.train import train
 
 TIMES = ("dt_s", "data_s", "tokens_per_s", "mfu", "time_s", "seconds", "peak_memory_bytes")
@@ -98,18 +99,18 @@ def losses(run: str) -> list[float]:
 
 def story(run: str) -> list[dict[str, Any]]:
     """Every record of a run but headers, and without times."""
-    return [{name: value for name, value in record.items() if name not in TIMES}
-            for record in RunDirectory(run).records() if record["kind"] != "header"]
+    return [{name: value for name, value in json.loads(to_line(record)).items() if name not in TIMES}
+            for record in RunDirectory(run).records() if not isinstance(record, Header)]
 
 
 def ending(run: str) -> dict[str, Any]:
-    """The newest checkpoint: a hash of each of its files, and its loop but for where and how often the run saved."""
+    """The newest checkpoint: a hash of each of its files, and its train state but for where and how often the run saved."""
     folder = RunDirectory(run).checkpoint()
-    loop = checkpoint.read_loop(folder)
-    del loop["train"]["run"], loop["train"]["save_every"]
+    state = checkpoint.read_train_state(folder)
+    del state["train"]["run_dir"], state["train"]["save_every"]
     files = {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
-             for file in folder.rglob("*") if file.is_file() and file.name != checkpoint.LOOP}
-    return {**files, checkpoint.LOOP: loop}
+             for file in folder.rglob("*") if file.is_file() and file.name != checkpoint.TRAIN_STATE}
+    return {**files, checkpoint.TRAIN_STATE: state}
 
 
 def main() -> None:

@@ -92,7 +92,7 @@ def check_curves(config: TrainConfig, others: list[TrainConfig], rel: float = 1e
     """Every loss of each run is that of `config`, and so are the bits per byte at the end."""
     for other in others:
         assert losses(other.run_dir) == pytest.approx(losses(config.run_dir), rel=rel), other.run_dir
-        bits = [RunDirectory(one.run_dir).summary()["val_bpb"] for one in (config, other)]
+        bits = [RunDirectory(one.run_dir).summary().val_bpb for one in (config, other)]
         assert bits[0] == pytest.approx(bits[1], rel=rel)
 
 
@@ -172,11 +172,11 @@ def test_resuming_in_float16_keeps_the_loss_scale(run: TrainConfig, monkeypatch:
     monkeypatch.setattr("tinylib.train.GradScaler", partial(GradScaler, first=2.0**26, patience=2))
     whole = replace(run, dtype="float16")
     train(whole)
-    scales = [2.0**26, *(checkpoint.read_loop(RunDirectory(whole.run_dir).checkpoint(step))["loss_scale"][0]
+    scales = [2.0**26, *(checkpoint.read_train_state(RunDirectory(whole.run_dir).checkpoint(step))["loss_scale"][0]
                          for step in range(1, whole.steps + 1))]
     assert min(later / earlier for earlier, later in pairwise(scales)) == 0.5
     assert max(later / earlier for earlier, later in pairwise(scales)) == 2.0
-    assert RunDirectory(whole.run_dir).metrics()["lr"].iloc[0] == 0.0, "the first update is left out"
+    assert RunDirectory(whole.run_dir).metrics()["lr_multiplier"].iloc[0] == 0.0, "the first update is left out"
     for step in (1, 3, 6, 9):
         part = cut(whole, step, Path(f"{whole.run_dir}-{step}"))
         train(part, resume=True)

@@ -184,7 +184,7 @@ def outcome(config: TrainConfig) -> tuple:
     tensors = load_file(folder / checkpoint.WEIGHTS) | load_file(folder / checkpoint.OPTIMIZER)
     metrics = [directory.metrics()[["loss", "lr", "grad_norm", "tokens"]].reset_index().values.tolist(),
                directory.metrics("eval")[["val_bpb", "val_loss"]].reset_index().values.tolist()]
-    loop = checkpoint.read_loop(folder)
+    loop = checkpoint.read_train_state(folder)
     return (directory.saved_steps(), metrics, directory.status()["state"], loop["step"], loop["loss_scale"],
             {name: sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in tensors.items()})
 
@@ -201,7 +201,7 @@ def check_checkpoints(config: TrainConfig) -> None:
         folder = directory.checkpoint(step)
         optimizer = Optimizer(checkpoint.load_model(folder), config)
         optimizer.load_state(load_file(folder / checkpoint.OPTIMIZER))
-        assert checkpoint.read_loop(folder)["step"] == step
+        assert checkpoint.read_train_state(folder)["step"] == step
         assert Tokenizer.load(folder / checkpoint.TOKENIZER).vocab_size == config.model.vocab_size
     recorded = directory.last("step")
     newest = max(directory.saved_steps(), default=0)
@@ -407,7 +407,7 @@ def test_float16_follows_float32(tiny, tmp_path) -> None:
     train.train(half)
     found, expected = (RunDirectory(config.run_dir).metrics() for config in (half, tiny))
     assert found["loss"].tolist() == pytest.approx(expected["loss"].tolist(), rel=0.01)
-    assert found["loss"].tolist() != expected["loss"].tolist() and (found["lr"] > 0).all()
+    assert found["loss"].tolist() != expected["loss"].tolist() and (found["lr_multiplier"] > 0).all()
     assert found["grad_norm"].tolist() == pytest.approx(expected["grad_norm"].tolist(), rel=0.05)
 
 
@@ -418,12 +418,12 @@ def test_overflow_in_float16_leaves_updates_out_and_training_goes_on(tiny, monke
     summary = train.train(config)
     directory = RunDirectory(config.run_dir)
     steps = directory.metrics()
-    out = steps["lr"] == 0
+    out = steps["lr_multiplier"] == 0
     assert 10 < out.sum() < 35 and out[:10].all() and not out[35:].any()
     assert (steps["grad_norm"].map(math.isfinite) != out).all()
     assert steps["loss"][:11].tolist() == pytest.approx([math.log(320)] * 11, rel=0.01)
     assert summary.train_loss < 0.7 * math.log(320)
-    scale, good = checkpoint.read_loop(directory.checkpoint())["loss_scale"]
+    scale, good = checkpoint.read_train_state(directory.checkpoint())["loss_scale"]
     assert scale == 2.0**(40 - out.sum()) and good == 60 - out[out].index[-1]
 
 

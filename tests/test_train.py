@@ -33,7 +33,7 @@ def test_training_learns_and_records(tiny, tied) -> None:
     assert steps["loss"].iloc[0] == pytest.approx(math.log(320), rel=0.01)
     assert summary.train_loss < 0.6 * math.log(320) and evals["val_bpb"][40] < evals["val_bpb"][10]
     assert summary.state == directory.status()["state"] == "finished"
-    assert directory.saved_steps() == [40] and directory.summary()["val_bpb"] == summary.val_bpb
+    assert directory.saved_steps() == [40] and directory.summary().val_bpb == summary.val_bpb
     model = checkpoint.load_model(directory.checkpoint())
     assert bits_per_byte(model, Shards(tiny.data, "val")) == pytest.approx(summary.val_bpb, rel=1e-6)
     assert directory.read_config()["train"] == rundir.plain(tiny)
@@ -63,7 +63,7 @@ def test_compiled_training_follows_the_eager_one(tiny, tmp_path) -> None:
     train(compiled)
     assert losses(compiled.run_dir) == pytest.approx(losses(tiny.run_dir), rel=1e-4)
     header = next(RunDirectory(compiled.run_dir).records())
-    assert header["compiled"] is True
+    assert header.compiled is True
     names = weights(compiled.run_dir).keys()    # with no prefix of a wrapper
     assert names == weights(tiny.run_dir).keys()
     assert {name.split("/")[0] for name in names} == {spec.name for spec in tiny.model.tensors()}

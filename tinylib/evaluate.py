@@ -54,12 +54,12 @@ def bits_per_byte(model: GPT, shards: Shards, *, max_tokens: int | None = None, 
 
 
 def score(model: GPT, shards: Shards, *, max_tokens: int | None = None, batch_size: int = 8, rank: int = 0,
-          world_size: int = 1, total: Callable[[Tensor], Tensor] = lambda tally: tally,
-          stop_asked: Callable[[], bool] = lambda: False) -> Score:
+          world_size: int = 1, all_reduce_sum: Callable[[Tensor], Tensor] = lambda tally: tally,
+          stop_requested: Callable[[], bool] = lambda: False) -> Score:
     """`bits_per_byte` with all that it is made of.
 
-    Among several processes each takes every `world_size`-th mini-batch, and `total` adds a tensor up over all of them.
-    Each asks `stop_asked` before every mini-batch, and ends where it says so.
+    Among several processes each takes every `world_size`-th mini-batch, and `all_reduce_sum` adds a tensor up over all.
+    Each asks `stop_requested` before every mini-batch, and ends where it says so.
     """
     seq_len = model.config.seq_len
     windows = None if max_tokens is None else max(1, max_tokens // seq_len)
@@ -67,11 +67,11 @@ def score(model: GPT, shards: Shards, *, max_tokens: int | None = None, batch_si
     tally = torch.zeros(5, dtype=torch.float64)
     for index, (x_BT, y_BT) in enumerate(shards.in_order(seq_len, max_windows=windows, batch_size=batch_size)):
         if index % world_size == rank:
-            if stop_asked():
+            if stop_requested():
                 tally[4] = 1
                 break
             tally[:4] += _tally(model, x_BT, y_BT, bytes_V)
-    nats, tokens, text_nats, count, stops = total(tally).tolist()
+    nats, tokens, text_nats, count, stops = all_reduce_sum(tally).tolist()
     return Score(nats, int(tokens), text_nats, int(count), int(stops))
 
 

@@ -1,4 +1,4 @@
-"""A process of a run, told apart from every other one there was."""
+"""Process identity: pid and start time, because the system reuses pids."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Process:
-    """A process that can't be mistaken for another: a pid comes again, a pid with its start time doesn't."""
+    """A process, identified by pid and start time, because a pid alone is reused."""
 
     pid: int
     started_s: float
-    """Start of the process in seconds since the epoch, as the system tells it."""
+    """Start of the process in seconds since the epoch, as the system reports it."""
     host: str = field(default_factory=platform.node)
     devices: str = ""
-    """What it may use of its machine, as "cpu" or "cuda:0,cuda:1"; empty where nobody said."""
+    """Devices that it uses, as "cpu" or "cuda:0,cuda:1"; empty where unknown."""
 
     @classmethod
-    def current(cls) -> Process:
+    def current(cls, devices: str = "") -> Process:
         """The calling process."""
-        return cls.of(os.getpid())
+        return cls.of(os.getpid(), devices)
 
     @classmethod
-    def of(cls, pid: int) -> Process:
+    def of(cls, pid: int, devices: str = "") -> Process:
         """The process that has `pid` now."""
         import psutil
 
-        return cls(pid, psutil.Process(pid).create_time())
+        return cls(pid, psutil.Process(pid).create_time(), devices=devices)
 
     def alive(self) -> bool:
-        """Whether this very process still runs here; a zombie doesn't, and another machine's can't be seen."""
+        """Whether this process still runs on this machine; a zombie does not count."""
         import psutil
 
         try:
             found = psutil.Process(self.pid)
-            # Linux tells starts by its clock, which is corrected now and then; no pid comes again within seconds.
+            # Linux derives start times from a clock that is adjusted now and then; pids aren't reused within seconds.
             same = self.host == platform.node() and abs(found.create_time() - self.started_s) < 5.0
             return same and found.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
 
     def gone(self) -> bool:
-        """Whether it has ended, as far as this machine can tell."""
+        """Whether it ran on this machine and has ended."""
         return self.host == platform.node() and not self.alive()

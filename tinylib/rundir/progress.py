@@ -7,11 +7,11 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tinylib.rundir.directory import RunDirectory
-from tinylib.rundir.records import Eval, Header, Record, Step, from_line
+from tinylib.rundir.records import Eval, Header, Record, Step, Summary, from_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,6 +149,24 @@ class StatusLine:
         start, end = ("\r", "\n" if last else "") if self.in_place else ("", "\n")
         print(f"{start}{text:<{self._width}}" if self.in_place else text, end=end, file=self.stream, flush=True)
         self._width, self._due_s = len(text), time.monotonic() + self.every_s
+
+
+def show_progress(directory: RunDirectory, steps: int, stream: TextIO | None = None) -> Callable[[Record], None]:
+    """A callback for `train` that prints what the run runs on, then its status line."""
+    progress, line = Progress(directory), StatusLine(stream)
+
+    def show(record: Record) -> None:
+        progress.take(record)
+        if isinstance(record, Header):
+            print(f"{record.world_size} × {record.device}; {record.dtype}: {record.dtype_reason}; "
+                  f"{record.compile_reason}", file=line.stream, flush=True)
+            return
+        last = isinstance(record, Summary)
+        if last or line.due():
+            state, ranks = record.state if last else "running", directory.status().get("ranks", ())
+            line.show(progress_line(directory.name, progress.facts(state, steps, ranks)), last)
+
+    return show
 
 
 def _median(values: Sequence[float]) -> float:

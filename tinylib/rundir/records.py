@@ -73,14 +73,14 @@ class Summary:
     state: str
     step: int
     """Steps done."""
-    train_loss: float
-    """Mean training loss of the last tenth of the steps, in nats per token."""
+    train_loss: float | None
+    """Mean training loss of the last tenth of the steps, in nats per token; None before the first step."""
     val_bpb: float | None
     """Bits per byte of the validation documents after the last step; None for a run that was stopped."""
     tokens: int
     """Training tokens seen."""
-    tokens_per_s: float
-    """Median over the steps since the last start."""
+    tokens_per_s: float | None
+    """Median over the steps since the last start; None without any."""
     seconds: float
     """Sum of the steps since the last start, without start-up and evaluation."""
     parameters: int

@@ -7,6 +7,6 @@ while the device computes.
 from tinylib.shards.building import build
 from tinylib.shards.loader import Loader
 from tinylib.shards.order import permute
-from tinylib.shards.reading import IGNORED, Shards, open_splits
+from tinylib.shards.reading import IGNORED, Batch, Shards, open_splits
 
-__all__ = ["IGNORED", "Loader", "Shards", "build", "open_splits", "permute"]
+__all__ = ["IGNORED", "Batch", "Loader", "Shards", "build", "open_splits", "permute"]

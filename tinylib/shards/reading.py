@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinylib import checks
+from tinylib.checks import UserError
 from tinylib.config import ConfigError
 from tinylib.shards.order import permute
 from tinylib.tokenizer import Tokenizer
@@ -32,6 +34,16 @@ IGNORED = -1
 IDS = {"uint16": 1 << 16, "uint32": 1 << 32}
 """The types of token files, and how many ids each can tell apart."""
 _BLOCK = 4096    # samples whose places are computed at once: numpy takes little longer for thousands than for one
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The global batch of one step: `rows` sequences of `seq_len` tokens, a pure function of the shards and the seed."""
+
+    step: int
+    rows: int
+    seq_len: int
+    seed: int = 0
 
 
 def open_splits(folder: str | os.PathLike[str], vocab_size: int) -> tuple[Shards, Shards]:
@@ -133,26 +145,31 @@ class Shards:
                              f"{self.index['tokenizer']}: build the shards again")
         return tokenizer
 
+    def check_tokenizer(self, fingerprint: str, where: str) -> None:
+        """Raise UserError unless the tokens were made with the tokenizer of this fingerprint, which is `where`."""
+        if fingerprint != self.index["tokenizer"]:
+            raise UserError(f"the tokens in {self.folder} were made with tokenizer {self.index['tokenizer']}, {where} has "
+                            f"{fingerprint}: use shards made with the same tokenizer")
+
     # Windows
 
     def windows(self, seq_len: int) -> int:
         """How many windows of up to `seq_len` targets an epoch has."""
         return int(self._starts(seq_len)[-1])
 
-    def batch(self, step: int, *, batch_size: int, seq_len: int, seed: int = 0,
-              rows: Rows = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and targets of `step`: x_BT and y_BT, int64, of the global batch of `batch_size` sequences.
+    def batch(self, batch: Batch, rows: Rows = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets of a batch: x_BT and y_BT, int64.
 
         `rows` picks rows of the global batch; ranks and accumulation steps each take their own.  Where a window is
         short, inputs end in 0 and targets in -1.
         """
-        return self._read(self._windows_of(step, batch_size, seq_len, seed, rows), seq_len)
+        return self._read(self._windows_of(batch.step, batch.rows, batch.seq_len, batch.seed, rows), batch.seq_len)
 
-    def targets(self, step: int, *, batch_size: int, seq_len: int, seed: int = 0) -> int:
-        """How many targets (not -1) the whole global batch of `step` holds; reads no tokens."""
-        windows = self._windows_of(step, batch_size, seq_len, seed, None)
-        file, place = self._locate(windows, seq_len)
-        return int(np.minimum(seq_len, self._lengths[file] - 1 - place).sum())
+    def targets(self, batch: Batch) -> int:
+        """Number of targets (not -1) of a batch; reads no tokens."""
+        windows = self._windows_of(batch.step, batch.rows, batch.seq_len, batch.seed, None)
+        file, place = self._locate(windows, batch.seq_len)
+        return int(np.minimum(batch.seq_len, self._lengths[file] - 1 - place).sum())
 
     def in_order(self, seq_len: int, max_windows: int | None = None, *,
                  batch_size: int = 8) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
