@@ -28,8 +28,9 @@ from safetensors.torch import load_file
 
 from tinylib import checkpoint, train
 from tinylib.config import TrainConfig
+from tinylib.files import replace_folder, write_folder
 from tinylib.optim import GradScaler, Optimizer
-from tinylib.rundir import RunDirectory, plain, replace_folder, write_folder
+from tinylib.rundir import Eval, Header, RunDirectory, Step, plain
 from tinylib.shards import build
 from tinylib.tokenizer import Tokenizer
 
@@ -62,7 +63,7 @@ for line in sys.stdin:
     code = 1
     try:
         exec(order["code"])
-        train(from_dict(TrainConfig, order["config"]), resume=order["resume"])
+        train(from_dict(TrainConfig, order["config"]), resume=order["resume"], callback=globals().get("callback"))
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -72,13 +73,12 @@ for line in sys.stdin:
 """
 
 AFTER_STEP = """
-import os, resource, signal, tinylib.train as t
-record = t.Trainer._record
-def _record(self, *args):
-    record(self, *args)
-    if self.step == {step} and self.world.rank in {ranks}:
+import os, resource, signal
+from tinylib.rundir import Step
+rank = int(os.environ.get("RANK", "0"))
+def callback(record):
+    if isinstance(record, Step) and record.step == {step} and rank in {ranks}:
         {action}
-t.Trainer._record = _record
 """
 """Code that has some ranks of a run do something once a step is recorded."""
 
@@ -108,15 +108,26 @@ t.GPT.forward = _forward
 """
 """Code that has a run signalled in the `call`-th forward pass."""
 
-IN_EVALUATION = """
-import os, signal, tinylib.train as t
-evaluate = t.Trainer._evaluate
-def _evaluate(self, stop_asked):
-    if self.step == {step}:
-        os.kill(os.getpid(), signal.{number})
-    return evaluate(self, stop_asked)
-t.Trainer._evaluate = _evaluate
+LAST_STEP = """
+from tinylib.rundir import Header, Step
+done = 0
+def callback(record):
+    global done
+    if isinstance(record, Header | Step):
+        done = record.step
 """
+"""Code that counts the steps of a run."""
+
+IN_EVALUATION = LAST_STEP + """
+import os, signal, tinylib.train as t
+score = t.score
+def _score(*args, **options):
+    if done == {step}:
+        os.kill(os.getpid(), signal.{number})
+    return score(*args, **options)
+t.score = _score
+"""
+"""Code that has a run signalled as the evaluation after a step begins."""
 
 NO_DISK = "resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes}, {bytes}))"
 """Code after which no file can grow beyond some bytes; Python ignores the signal that would say so."""
@@ -182,10 +193,10 @@ def outcome(config: TrainConfig) -> tuple:
     directory = RunDirectory(config.run_dir)
     folder = directory.checkpoint()
     tensors = load_file(folder / checkpoint.WEIGHTS) | load_file(folder / checkpoint.OPTIMIZER)
-    metrics = [directory.metrics()[["loss", "lr", "grad_norm", "tokens"]].reset_index().values.tolist(),
+    metrics = [directory.metrics()[["loss", "lr_multiplier", "grad_norm", "tokens"]].reset_index().values.tolist(),
                directory.metrics("eval")[["val_bpb", "val_loss"]].reset_index().values.tolist()]
-    loop = checkpoint.read_train_state(folder)
-    return (directory.saved_steps(), metrics, directory.status()["state"], loop["step"], loop["loss_scale"],
+    state = checkpoint.read_train_state(folder)
+    return (directory.saved_steps(), metrics, directory.status()["state"], state["step"], state["loss_scale"],
             {name: sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in tensors.items()})
 
 
@@ -203,9 +214,9 @@ def check_checkpoints(config: TrainConfig) -> None:
         optimizer.load_state(load_file(folder / checkpoint.OPTIMIZER))
         assert checkpoint.read_train_state(folder)["step"] == step
         assert Tokenizer.load(folder / checkpoint.TOKENIZER).vocab_size == config.model.vocab_size
-    recorded = directory.last("step")
+    recorded = directory.last(Step)
     newest = max(directory.saved_steps(), default=0)
-    assert recorded is None or recorded["step"] - newest <= config.save_every
+    assert recorded is None or recorded.step - newest <= config.save_every
 
 
 # Killed at any moment
@@ -254,11 +265,11 @@ def test_killed_in_evaluation_a_run_goes_on_from_that_step(nursery, tiny, uninte
     directory = RunDirectory(tiny.run_dir)
     for step in (4, 6):
         assert nursery.run(tiny, IN_EVALUATION.format(step=step, number="SIGKILL"))[0] == -signal.SIGKILL
-        assert directory.saved_steps()[-1] == step and directory.last("eval")["step"] == step - 2
+        assert directory.saved_steps()[-1] == step and directory.last(Eval).step == step - 2
         assert directory.status()["state"] == "lost"
     assert nursery.run(tiny)[0] == 0
     assert outcome(tiny) == uninterrupted(tiny)
-    assert [record["step"] for record in directory.records() if record["kind"] == "header"] == [0, 4, 6]
+    assert [record.step for record in directory.records() if isinstance(record, Header)] == [0, 4, 6]
 
 
 def test_a_folder_that_was_about_to_be_replaced_comes_back(tmp_path) -> None:
@@ -280,19 +291,14 @@ def test_a_folder_that_was_about_to_be_replaced_comes_back(tmp_path) -> None:
 
 def test_the_newest_and_the_best_checkpoint_stay(nursery, tiny) -> None:
     """The best is older than the newest two, and so it stays when the run goes on after a kill."""
-    worse = """
+    worse = LAST_STEP + """
 import tinylib.train as t
-score = t.score
-def _score(*args, **options):
-    found = score(*args, **options)
-    return t.replace(found, text_nats=found.text_nats + 1e6 * (loop.step != 4))
-t.score, t.replace = _score, __import__("dataclasses").replace
-start = t.Trainer.__init__
-def _start(self, *args):
-    global loop
-    loop = self
-    start(self, *args)
-t.Trainer.__init__ = _start
+from dataclasses import replace
+fair = t.score
+def worse(*args, **options):
+    found = fair(*args, **options)
+    return replace(found, text_nats=found.text_nats + 1e6 * (done != 4))
+t.score = worse
 """
     config = replace(tiny, steps=20, keep=2)
     assert nursery.run(config, worse + IN_EVALUATION.format(step=12, number="SIGKILL"))[0] == -signal.SIGKILL
@@ -314,7 +320,7 @@ def test_a_signal_saves_and_ends_and_the_run_goes_on(nursery, tiny, uninterrupte
     directory = RunDirectory(config.run_dir)
     assert code == 0, said
     assert directory.saved_steps() == [6] and directory.status()["step"] == 6 and not directory.errors()
-    assert directory.status()["state"] == directory.summary()["state"] == "stopped"
+    assert directory.status()["state"] == directory.summary().state == "stopped"
     with pytest.raises(ValueError, match="already holds a run: resume it"):
         train.train(config)
     assert nursery.run(config)[0] == 0
@@ -327,7 +333,7 @@ def test_a_signal_in_evaluation_ends_it_and_resuming_makes_it_again(nursery, tin
     expected = uninterrupted(tiny)
     assert nursery.run(tiny, IN_EVALUATION.format(step=step, number="SIGTERM"))[0] == 0
     directory = RunDirectory(tiny.run_dir)
-    assert directory.last("eval")["step"] == before
+    assert directory.last(Eval).step == before
     assert (directory.status()["state"], directory.saved_steps()[-1]) == ("stopped", step)
     assert nursery.run(tiny)[0] == 0
     assert outcome(tiny) == expected
@@ -364,7 +370,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(nursery, tiny, signalle
                                                           action="signal.raise_signal(signal.SIGINT)"))
     assert [nursery.wait(pid)[0] for pid in ranks] == [0, 0]
     directory = RunDirectory(config.run_dir)
-    assert directory.saved_steps() == [3] == [directory.last("step")["step"]]
+    assert directory.saved_steps() == [3] == [directory.last(Step).step]
     assert directory.status()["state"] == "stopped" and not directory.errors() and not directory.processes()
 
 
@@ -389,7 +395,7 @@ def test_a_loss_that_is_not_finite_names_step_batch_and_the_last_good_checkpoint
         train.train(config)
     directory = RunDirectory(config.run_dir)
     assert directory.status()["state"] == "failed" and "batch 5 of seed 3" in directory.status()["error"]
-    assert directory.last("step")["step"] == 5
+    assert directory.last(Step).step == 5
 
 
 def test_ranks_whose_loss_is_not_finite_all_say_so(nursery, tiny) -> None:
@@ -502,7 +508,7 @@ def test_a_small_disk_fills_up(nursery, often, small_disk, uninterrupted) -> Non
     saved = directory.saved_steps()
     check_starved(config, code, said, list(range(1, 1 + len(saved))))
     assert len(saved) >= 2 and "No space left" in said and directory.status()["state"] == "failed"
-    to_the_brim = "fill = partial(open(self.directory.path / 'filler', 'wb', 0).write, bytes(512))\n        " \
+    to_the_brim = "fill = partial(open(order['config']['run_dir'] + '/filler', 'wb', 0).write, bytes(512))\n        " \
                   "with suppress(OSError): all(iter(fill, 0))"
     fewer = replace(config, keep=1)
     code, said = nursery.run(fewer, "from contextlib import suppress; from functools import partial\n" +
@@ -523,7 +529,7 @@ from tinylib.config import TrainConfig, from_dict
 from tinylib.train import train
 order = json.load(open(sys.argv[1]))
 exec(order["code"])
-train(from_dict(TrainConfig, order["config"]))
+train(from_dict(TrainConfig, order["config"]), callback=globals().get("callback"))
 """
 
 
@@ -535,22 +541,23 @@ def torchrun(tmp_path: Path):
         (tmp_path / "order.json").write_text(json.dumps({"config": plain(config), "code": code}))
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *options,
                    str(tmp_path / "script.py"), str(tmp_path / "order.json")]
-        return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        environment = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}    # rank 0 makes a store at each start
+        return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
     return start
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_error_of_the_one_rank_that_fails_comes_first(nursery, tiny, rank) -> None:
     """The other ends by itself, and nothing is left of either."""
-    fails = "raise RuntimeError('only rank ' + str(self.world.rank))"
-    pids, began = nursery.start_ranks(tiny, AFTER_STEP.format(step=3, ranks=(rank,), action=fails)), time.monotonic()
+    fails = "raise RuntimeError('only rank ' + str(rank))"
+    pids = nursery.start_ranks(tiny, AFTER_STEP.format(step=3, ranks=(rank,), action=fails))
     ended = [nursery.wait(pid) for pid in pids]
-    assert [code for code, _ in ended] == [1, 1] and time.monotonic() - began < 30
+    assert [code for code, _ in ended] == [1, 1]
     directory = RunDirectory(tiny.run_dir)
     first, second = directory.errors()
     assert (first["rank"], second["rank"]) == (rank, 1 - rank)
     assert f"RuntimeError: only rank {rank}" in first["traceback"] and "only rank" not in second["traceback"]
-    assert not any("without a word" in said for _, said in ended)
+    assert not any("killed from outside" in said for _, said in ended)
     assert directory.status()["state"] == "failed" and not directory.processes()
     assert nursery.run(tiny)[0] == 0 and not directory.errors()
 
@@ -558,11 +565,10 @@ def test_the_error_of_the_one_rank_that_fails_comes_first(nursery, tiny, rank) -
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_is_named_by_the_others(nursery, tiny, rank) -> None:
     killed = AFTER_STEP.format(step=3, ranks=(rank,), action="os.kill(os.getpid(), signal.SIGKILL)")
-    pids, began = nursery.start_ranks(tiny, killed), time.monotonic()
+    pids = nursery.start_ranks(tiny, killed)
     ended = [nursery.wait(pid) for pid in pids]
     assert [code for code, _ in ended] == [-9 if other == rank else 1 for other in (0, 1)]
-    assert time.monotonic() - began < 30
-    directory, note = RunDirectory(tiny.run_dir), f"rank{rank} (pid {pids[rank]}) is gone without a word"
+    directory, note = RunDirectory(tiny.run_dir), f"rank{rank} (pid {pids[rank]}) was killed from outside"
     assert list(directory.killed_ranks()) == [f"rank{rank}"] and not directory.alive()
     assert note in ended[1 - rank][1] and [error["rank"] for error in directory.errors()] == [1 - rank]
     assert note in directory.errors()[0]["traceback"]
@@ -575,14 +581,14 @@ def test_a_killed_rank_is_named_by_the_others(nursery, tiny, rank) -> None:
 def test_torchrun_ends_soon_after_a_killed_rank(torchrun, tiny) -> None:
     agent = torchrun(replace(tiny, steps=100_000, save_every=None, eval_every=None), "")
     directory = RunDirectory(tiny.run_dir)
-    while not directory.last("step") and agent.poll() is None:
+    while not directory.last(Step) and agent.poll() is None:
         time.sleep(0.05)
-    ranks, began = directory.processes(), time.monotonic()
+    ranks = directory.processes()
     os.kill(ranks["rank1"].pid, signal.SIGKILL)
     said = agent.communicate(timeout=60)[0]
-    assert agent.returncode == 1 and time.monotonic() - began < 30, said
+    assert agent.returncode == 1, said
     assert not any(process.alive() for process in ranks.values())
-    assert f"rank1 (pid {ranks['rank1'].pid}) is gone without a word" in directory.errors()[0]["traceback"]
+    assert f"rank1 (pid {ranks['rank1'].pid}) was killed from outside" in directory.errors()[0]["traceback"]
 
 
 @pytest.mark.parametrize("asked", ["rank 1", pytest.param("torchrun", marks=pytest.mark.slow)])
@@ -590,26 +596,26 @@ def test_a_signal_to_one_rank_or_to_torchrun_saves_and_ends(torchrun, tiny, aske
     """Slurm and Ctrl-C tell torchrun, which tells its ranks, and calls its own end a failure though theirs is none."""
     agent = torchrun(replace(tiny, steps=100_000, save_every=None, eval_every=None), "")
     directory = RunDirectory(tiny.run_dir)
-    while not directory.last("step") and agent.poll() is None:
+    while not directory.last(Step) and agent.poll() is None:
         time.sleep(0.05)
     one = directory.processes()["rank1"].pid
     os.kill(*((agent.pid, signal.SIGTERM) if asked == "torchrun" else (one, signal.SIGINT)))
     said = agent.communicate(timeout=60)[0]
     assert agent.returncode == (asked == "torchrun"), said
     assert directory.status()["state"] == "stopped" and not directory.errors() and not directory.processes()
-    assert directory.saved_steps() == [directory.last("step")["step"]]
+    assert directory.saved_steps() == [directory.last(Step).step]
 
 
 def test_torchrun_starts_ranks_again_and_they_go_on(torchrun, tiny, nursery, uninterrupted) -> None:
     """A rank kills itself before the first checkpoint, at the next start after it; the third start comes through."""
     dies = "attempt = int(os.environ['TORCHELASTIC_RESTART_COUNT'])\n        " \
-           "if self.step == (1, 5, 0)[attempt]: os.kill(os.getpid(), signal.SIGKILL)"
-    every = AFTER_STEP.replace("self.step == {step} and ", "")
+           "if record.step == (1, 5, 0)[attempt]: os.kill(os.getpid(), signal.SIGKILL)"
+    every = AFTER_STEP.replace("record.step == {step} and ", "")
     agent = torchrun(tiny, every.format(ranks=(1,), action=dies), "--max-restarts=2")
     said = agent.communicate(timeout=120)[0]
     assert agent.returncode == 0, said
     directory = RunDirectory(tiny.run_dir)
-    headers = [record["step"] for record in directory.records() if record["kind"] == "header"]
+    headers = [record.step for record in directory.records() if isinstance(record, Header)]
     assert headers == [0, 0, 4] and directory.saved_steps() == [2, 4, 6]
     assert directory.status()["state"] == "finished" and not directory.errors() and not parts(directory)
     whole = replace(tiny, run_dir=f"{tiny.run_dir} whole")
