@@ -149,7 +149,7 @@ def _parallel(reader: Reader, modules: list[Module]) -> list[Entries]:
 
 
 def _in_child(reader: Reader, modules: list[Module]) -> list[Entries]:
-    command = [sys.executable, "-c", f"from tinylib.corpus import installed_docs; installed_docs._work(harvest.{reader.__name__})"]
+    command = [sys.executable, "-c", f"from tinylib.corpus import installed_docs; installed_docs._work(installed_docs.{reader.__name__})"]
     task = json.dumps([(name, str(path)) for name, path in modules])
     done = subprocess.run(command, input=task, capture_output=True, encoding="utf-8", check=False)
     if done.returncode:

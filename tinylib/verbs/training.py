@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from pathlib import Path
 
 from tinylib.config import TrainConfig
@@ -19,11 +20,15 @@ def train(arguments: list[str]) -> Result | None:
         return _slurm(config, Path(named["slurm"]), named["nproc_per_node"] or "1", named["nnodes"] or "1")
     if named["nnodes"] or named["nproc_per_node"]:
         raise ValueError("nnodes and nproc_per_node go with --slurm FILE: else use torchrun, or launch in a notebook")
-    if os.environ.get("TINYLIB_RANK_LOGS") == "1":
+    if os.environ.get("TINYLIB_LAUNCHED") == "1":
         _redirect(config.run_dir)
     from tinylib.train import train as run
 
-    summary = run(config, resume=named["resume"])
+    from tinylib.rundir import RunDirectory, show_progress
+
+    rank = int(os.environ.get("RANK", "0"))
+    progress = show_progress(RunDirectory(config.run_dir), config.steps, sys.stderr) if rank == 0 else None
+    summary = run(config, resume=named["resume"], callback=progress)
     if int(os.environ.get("RANK", "0")) != 0:
         return None
     result = dataclasses.asdict(summary)
