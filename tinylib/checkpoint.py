@@ -11,6 +11,7 @@ import errno
 import json
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from tinylib.config import GPTConfig, TrainConfig, from_json, to_json
 from tinylib.files import read_json, write_folder
 from tinylib.model import GPT
 from tinylib.optim import Optimizer
-from tinylib.rundir import plain
+from tinylib.rundir import RunDirectory, plain
+from tinylib.shards import Shards
+from tinylib.tokenizer import Tokenizer
 
 WEIGHTS, OPTIMIZER, CONFIG, TRAIN_STATE, TOKENIZER = (
     "model.safetensors", "optimizer.safetensors", "config.json", "train_state.json", "tokenizer")
@@ -121,6 +124,46 @@ def check_same_run(state: dict[str, Any], config: TrainConfig, data: str, dtype:
         wrong.append(f"dtype was {state['dtype']!r} and is {dtype!r} on this machine: resume on one like the first, or "
                      f"accept the change with dtype={dtype!r}")
     raise_if("TrainConfig", wrong)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts: a checkpoint (None: new weights), and its train state where it continues from there."""
+
+    folder: Path | None = None
+    state: dict[str, Any] | None = None
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return int(self.state["step"]) if self.state else 0
+
+
+def find_start(config: TrainConfig, directory: RunDirectory, shards: Shards, dtype: str, resume: bool) -> Start:
+    """The checkpoint that a run starts from: its own newest on `resume`, else `config.init_from`, else none.
+
+    Raises ConfigError, UserError or FileNotFoundError where that does not fit the configuration or the shards.
+    """
+    if resume and directory.saved_steps():
+        folder = directory.checkpoint()
+        state = read_train_state(folder)
+        check_same_run(state, config, shards.fingerprint, dtype)
+        return Start(folder, state)
+    if config.init_from is None:
+        return Start()
+    folder = Path(config.init_from)
+    there = read_model_config(folder)
+    raise_if("TrainConfig", [f"model.{name}={getattr(config.model, name)} is {getattr(there, name)} in init_from="
+                             f"{config.init_from!r}: the tensors must be the same"
+                             for name in ("depth", "dim", "vocab_size", "tied")
+                             if getattr(there, name) != getattr(config.model, name)])
+    shards.check_tokenizer(Tokenizer.load(folder / TOKENIZER).fingerprint, str(folder))
+    if not config.init_state:
+        return Start(folder)
+    start = Start(folder, read_train_state(folder))
+    raise_if("TrainConfig", [None if start.step < config.steps else f"steps={config.steps} leaves none after the "
+                             f"{start.step} of init_from={config.init_from!r}: use more than {start.step}"])
+    return start
 
 
 def _mismatches(stored: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:

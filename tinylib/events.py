@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 from tinylib import checks
 from tinylib.config import TrainConfig
-from tinylib.rundir import Record, RunDirectory, Step
+from tinylib.rundir import Eval, Record, RunDirectory, Step
 
 FLUSH_S = 5
 """Seconds after which readers can see what was written."""
@@ -23,21 +23,26 @@ def check_tensorboard(config: TrainConfig) -> None:
 
 
 @contextmanager
-def event_files(directory: RunDirectory, resumed_at: int | None = None) -> Iterator[Callable[[Record], None]]:
+def event_files(directory: RunDirectory, enabled: bool = True,
+                resumed_at: int | None = None) -> Iterator[Callable[[Record], None]]:
     """A function that writes each float of a `Step` or `Eval` record as a scalar `kind/name`, such as step/loss.
 
     A run that was `resumed_at` a step purges what an earlier start wrote from there on, because its last evaluation is
     done again, and keeps that step's own record.
     """
+    if not enabled:
+        yield lambda record: None
+        return
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(directory.events), purge_step=resumed_at, flush_secs=FLUSH_S) as writer:
         def write(record: Record) -> None:
-            values = asdict(record)
-            for name, value in values.items():
+            if not isinstance(record, Step | Eval):
+                return
+            for name, value in asdict(record).items():
                 if isinstance(value, float) and name != "time_s":
                     writer.add_scalar(f"{type(record).__name__.lower()}/{name}", value, record.step,
-                                      walltime=values["time_s"])
+                                      walltime=record.time_s)
 
         kept = directory.last(Step) if resumed_at is not None else None
         if kept:

@@ -12,16 +12,17 @@ import math
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tinylib import checkpoint, checks, hardware, sizing
+from tinylib import checkpoint, hardware, sizing
 from tinylib.allocator import hoarding
+from tinylib.checkpoint import Start, find_start
 from tinylib.checks import UserError
 from tinylib.config import TrainConfig
 from tinylib.distributed import World, init_distributed, stop_signals
@@ -31,7 +32,6 @@ from tinylib.model import GPT
 from tinylib.optim import GradScaler, Optimizer
 from tinylib.rundir import Eval, Header, Process, Record, RunDirectory, State, Step, Summary, plain
 from tinylib.shards import Batch, Loader, open_splits
-from tinylib.tokenizer import Tokenizer
 
 Callback = Callable[[Record], None]
 LAUNCHED = "TINYLIB_LAUNCHED"
@@ -118,6 +118,7 @@ class Trainer:
         self.stop_requested, self.callback = stop_requested, callback
         self.rows = config.total_batch_size // config.model.seq_len
         self.losses, self.step_s, self.ranks = [], [], []
+        self.write_event: Callback = lambda record: None
 
     def prepare(self, resume: bool = False) -> None:
         """Validate everything, then write the run directory's first files and build model and optimizer."""
@@ -130,52 +131,31 @@ class Trainer:
         self.dtype, self.dtype_reason = (hardware.dtype(self.device) if config.dtype == "auto" else
                                          (config.dtype, "as configured"))
         self.resumed = resume
-        source, state = self._source()
+        start = find_start(config, self.directory, self.shards, self.dtype, resume)
         self.directory.create()    # everything is valid: from here on the run directory is written
         self.directory.write_pid(f"rank{world.rank}", self._process())
         if world.rank == 0 and os.environ.get(LAUNCHED) != "1":
             self.directory.write_config(config, world.size)
-        self.step = state["step"] if state else 0
+        self.step = start.step
         self._write_status("starting")
         self.model = GPT(config.model, config.seed).to(world.device)
         self.model.recompute = config.recompute
         self.optimizer = Optimizer(self.model, config, getattr(torch, self.dtype))
         self.gradient = _flat_gradient(self.model)
         self.scaler = GradScaler(getattr(torch, self.dtype))
-        self._load(source, state)
+        self._load(start)
         if world.rank == 0 and resume:
             self.directory.truncate_metrics(self.step)
 
-    def _source(self) -> tuple[Path | None, dict[str, Any] | None]:
-        """The checkpoint to start from, if any, and its train state where that is taken too; validates both."""
-        config = self.config
-        if self.resumed and self.directory.saved_steps():
-            folder = self.directory.checkpoint()
-            state = checkpoint.read_train_state(folder)
-            checkpoint.check_same_run(state, config, self.shards.fingerprint, self.dtype)
-            return folder, state
-        if config.init_from is None:
-            return None, None
-        folder = Path(config.init_from)
-        checkpoint.read_model_config(folder)
-        self.shards.check_tokenizer(Tokenizer.load(folder / checkpoint.TOKENIZER).fingerprint, str(folder))
-        if not config.init_state:
-            return folder, None
-        state = checkpoint.read_train_state(folder)
-        checks.raise_if("TrainConfig", [None if state["step"] < config.steps else
-                        f"steps={config.steps} leaves none after the {state['step']} of init_from={config.init_from!r}: "
-                        f"use more than {state['step']}"])
-        return folder, state
-
-    def _load(self, source: Path | None, state: dict[str, Any] | None) -> None:
-        """Copy a checkpoint into place.  Every rank does it, from the same files."""
-        if source is None:
+    def _load(self, start: Start) -> None:
+        """Copy the checkpoint to start from into place.  Every rank does it, from the same files."""
+        if start.folder is None:
             return
-        if state is None:
-            checkpoint.load_weights(self.model, source)
+        if start.state is None:
+            checkpoint.load_weights(self.model, start.folder)
             return
-        checkpoint.load_training(source, self.model, self.optimizer)
-        self.scaler.value, self.scaler.good = state["loss_scale"]
+        checkpoint.load_training(start.folder, self.model, self.optimizer)
+        self.scaler.value, self.scaler.good = start.state["loss_scale"]
         self.losses = [record.loss for record in self.directory.records()
                        if isinstance(record, Step) and record.step <= self.step]
 
@@ -211,7 +191,9 @@ class Trainer:
         """Take the remaining steps; save, then evaluate, where the configuration says so."""
         config = self.config
         self._write_status("running")
-        with self._batches(config.steps) as batches, self._event_files():
+        writes_events = config.tensorboard and self.world.rank == 0
+        with (self._batches(config.steps) as batches,
+              event_files(self.directory, writes_events, self.step if self.resumed else None) as self.write_event):
             if self.resumed and 0 < self.step < config.steps and _due(self.step, config.eval_every):
                 self._evaluate()    # an evaluation comes after its checkpoint, so resuming repeats it
             while self.step < config.steps:
@@ -341,27 +323,11 @@ class Trainer:
         self._write_status(state, val_bpb=val_bpb)
         return summary
 
-    @contextmanager
-    def _event_files(self) -> Iterator[None]:
-        """While inside, rank 0 also writes its records as TensorBoard files, if configured."""
-        if not self.config.tensorboard or self.world.rank:
-            yield
-            return
-        own = self.callback
-        with event_files(self.directory, self.step if self.resumed else None) as write:
-            def both(record: Record) -> None:
-                if isinstance(record, Step | Eval):
-                    write(record)
-                if own:
-                    own(record)
-
-            self.callback = both
-            yield
-
     def _append(self, record: Record) -> None:
-        """Append a record to the metrics (rank 0), then hand it to the callback."""
+        """Append a record to the metrics and event files (rank 0), then pass it to the callback."""
         if self.world.rank == 0:
             self.directory.append(record)
+        self.write_event(record)
         if self.callback:
             self.callback(record)
 

@@ -253,7 +253,8 @@ def find_run(name: str | os.PathLike[str]) -> RunDirectory:
         found = [run for run in found if run.path.parent == profiles.profile().runs.resolve()] or found
     if not found:
         there = ", ".join(f"{run.path.parent.name}/{run.name}" for run in everything) or "none"
-        raise FileNotFoundError(f"run={str(name)!r} is neither a run directory nor the name of a run: there are {there}")
+        raise FileNotFoundError(f"run={str(name)!r} is neither a run directory nor the name of a run: there are "
+                                + there)
     if len(found) > 1:
         raise UserError(f"run={str(name)!r} is the name of several runs: use "
                           + " or ".join(f"{run.path.parent.name}/{run.name}" for run in found))
