@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
@@ -125,7 +126,7 @@ class TrainConfig:
     Traceback (most recent call last):
         ...
     tinylib.checks.ConfigError: TrainConfig: total_batch_size=5000 is not a multiple of device_batch_size × seq_len \
-= 2 × 2048 = 4096: use 4096 or 8192
+= 2 × 2048 = 4096: use 4096, 8192 or 12288
     """
 
     model: GPTConfig = field(default_factory=GPTConfig)
@@ -254,8 +255,8 @@ def batch_problem(total_batch_size: int, device_batch_size: int, seq_len: int, w
     The one rule for batches, in tokens: total_batch_size is a multiple of device_batch_size × seq_len × world_size.
 
     >>> batch_problem(5_000, 2, 1024, world_size=2)
-    'total_batch_size=5000 is not a multiple of device_batch_size × seq_len × processes = 2 × 1024 × 2 = 4096: use 4096 \
-or 8192'
+    'total_batch_size=5000 is not a multiple of device_batch_size × seq_len × processes = 2 × 1024 × 2 = 4096: use \
+4096, 8192 or 12288'
     """
     unit = device_batch_size * seq_len * world_size
     if total_batch_size % unit == 0:
@@ -263,8 +264,10 @@ or 8192'
     names, factors = ["device_batch_size", "seq_len"], [device_batch_size, seq_len]
     if world_size > 1:
         names, factors = [*names, "processes"], [*factors, world_size]
+    middle = max(2, round(total_batch_size / unit))    # of the three nearest multiples above zero
     return (f"total_batch_size={total_batch_size} is not a multiple of {' × '.join(names)} = "
-            f"{' × '.join(map(str, factors))} = {unit}: use " + join_or(nearest_multiples(total_batch_size, unit)))
+            f"{' × '.join(map(str, factors))} = {unit}: use "
+            + join_or(unit * count for count in (middle - 1, middle, middle + 1)))
 
 
 def head_problem(dim: int, head_dim: int) -> str | None:
@@ -303,3 +306,16 @@ PRESETS: dict[str, GPTConfig] = {
     "mini": GPTConfig(depth=4, dim=256, vocab_size=12_288),
 }
 """Named shapes: nine that were worked out by hand and three small members of the balanced family V = 12·L·D."""
+
+
+def preset_name(config: GPTConfig, ignore: Collection[str] = ()) -> str | None:
+    """The name of the preset that equals `config`, except in the fields named in `ignore`; None if there is none.
+
+    >>> preset_name(PRESETS["nano"]), preset_name(dataclasses.replace(PRESETS["nano"], seq_len=64))
+    ('nano', None)
+    >>> preset_name(dataclasses.replace(PRESETS["nano"], seq_len=64), ignore=["seq_len"])
+    'nano'
+    """
+    compared = [item.name for item in dataclasses.fields(GPTConfig) if item.name not in ignore]
+    return next((name for name, preset in PRESETS.items()
+                 if all(getattr(preset, field) == getattr(config, field) for field in compared)), None)

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from tinylib.config import PRESETS, GPTConfig
 from tinylib.plots.marks import label_points, name_ends, name_line, stacked_bars
 from tinylib.plots.style import CURVES, PALETTE, PARTS, Figure, canvas, human, style
-from tinylib.sizing import dominated_by, flops_by_part, layers, missed, parameters
+from tinylib.sizing import flops_by_part, layers, missed, parameters, pareto_front
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -163,7 +163,7 @@ def search_map(found: pd.DataFrame) -> Figure:
     figure, axes = canvas(height_in=4.4)
     cost, imbalance = found["flops_per_token"] / 1e6, found["imbalance"]
     front = found["pareto"].to_numpy(bool)
-    edge = dominated_by(found[["flops_per_token", "imbalance"]].to_numpy(float)) == np.arange(len(found))
+    edge = pareto_front(found[["flops_per_token", "imbalance"]].to_numpy(float))
     edge = found[edge].drop_duplicates(["flops_per_token", "imbalance"]).sort_values("flops_per_token")
     axes.step(edge["flops_per_token"] / 1e6, edge["imbalance"], where="post", color=PALETTE["black"], linewidth=1,
               label="none is cheaper and better balanced")

@@ -1,6 +1,6 @@
-"""Closed forms: parameters, FLOPs, bytes; the plan of a batch and of a run; the search for a balanced shape.
+"""Closed forms of parameters, FLOPs and bytes; training plans; the search for a balanced shape.
 
-Letters: B batch, T tokens, D dim, V vocabulary, L layers, N heads, H head dim.  No torch anywhere.
+Letters: B batch, T tokens, D dim, V vocabulary, L layers, N heads, H head dim.  Nothing here imports torch.
 """
 
 from tinylib.sizing.budgets import BUDGETS, PUBLISHED, TIERS, Budget, Published, Tier, published, tier, token_budget
@@ -8,6 +8,7 @@ from tinylib.sizing.counts import (
     Convention,
     Flops,
     Parameters,
+    Shapes,
     balanced,
     decode_flops,
     flops_by_part,
@@ -16,6 +17,7 @@ from tinylib.sizing.counts import (
     parameters,
     prefill_flops,
 )
+from tinylib.sizing.figures import sheet, specifications
 from tinylib.sizing.memory import (
     Memory,
     Precision,
@@ -26,11 +28,10 @@ from tinylib.sizing.memory import (
     loss_bytes,
     memory,
     optimizer_bytes,
-    sheet,
     update_bytes,
     weight_bytes,
 )
-from tinylib.sizing.pareto import dominated_by, findings, missed, practical_depth
+from tinylib.sizing.pareto import describe, missed, pareto_front
 from tinylib.sizing.planning import (
     ASSUMED_MFU,
     NETWORK,
@@ -41,12 +42,12 @@ from tinylib.sizing.planning import (
     plan_batch,
     plans,
 )
-from tinylib.sizing.shapes import search, specifications
+from tinylib.sizing.shapes import search
 
 __all__ = [
     "ASSUMED_MFU", "BUDGETS", "NETWORK", "PUBLISHED", "TIERS", "Budget", "Convention", "Flops", "Memory",
-    "Parameters", "Plan", "Precision", "Published", "Tier", "activation_bytes", "balanced", "dominated_by", "chunk_rows",
-    "communication_s", "decode_flops", "findings", "flops_by_part", "flops_per_token", "gathered_bytes",
+    "Parameters", "Plan", "Precision", "Published", "Shapes", "Tier", "activation_bytes", "balanced", "chunk_rows",
+    "communication_s", "decode_flops", "describe", "flops_by_part", "flops_per_token", "gathered_bytes",
     "kv_cache_bytes", "largest_batch", "layers", "loss_bytes", "memory", "missed", "optimizer_bytes", "parameters",
-    "plan", "plan_batch", "plans", "practical_depth", "prefill_flops", "published", "search", "sheet",
-    "specifications", "tier", "token_budget", "update_bytes", "weight_bytes"]
+    "pareto_front", "plan", "plan_batch", "plans", "prefill_flops", "published", "search", "sheet", "specifications",
+    "tier", "token_budget", "update_bytes", "weight_bytes"]

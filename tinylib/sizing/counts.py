@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of a model, in closed form."""
+"""Parameter counts and FLOPs in closed form, of one configuration or of arrays of shapes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tinylib import checks
-from tinylib.checks import raise_if
 from tinylib.config import GPTConfig
 
 if TYPE_CHECKING:
@@ -16,19 +15,38 @@ Convention = Literal["palm", "causal"]
 
 
 @dataclass(frozen=True)
+class Shapes:
+    """Many models at once: the fields of a GPTConfig that decide its size, as integers or arrays of them.
+
+    The closed forms take a GPTConfig or Shapes; of Shapes they return arrays where they return integers otherwise.
+    """
+
+    depth: Any
+    dim: Any
+    vocab_size: Any
+    head_dim: int = 64
+    seq_len: Any = 2048
+    tied: bool = False
+    softcap: float | None = 15.0
+
+    @property
+    def n_head(self) -> Any:
+        """Number of attention heads (N)."""
+        return self.dim // self.head_dim
+
+
+@dataclass(frozen=True)
 class Parameters:
-    """Where the parameters of a model are.  The parts add up to `total`: a tied model's one table counts as `wte`."""
+    """Parameters by part.  The parts add up to `total`; a tied model's one table counts as `wte`."""
 
     wte: int
     blocks: int
     lm_head: int
     per_layer: int
     total: int
-    """What this model holds, tied or untied as its configuration says."""
+    """Of this model, tied or untied as configured."""
     total_tied: int
-    """What it would hold tied."""
     total_untied: int
-    """What it would hold untied."""
 
     @property
     def split(self) -> dict[str, float]:
@@ -36,7 +54,7 @@ class Parameters:
         return {part: 100 * getattr(self, part) / self.total for part in ("wte", "blocks", "lm_head")}
 
 
-def parameters(config: GPTConfig) -> Parameters:
+def parameters(config: GPTConfig | Shapes) -> Parameters:
     """Parameters by part: `wte = lm_head = V·D`, `blocks = 12·L·D²`; nothing else in the model is trained.
 
     A block has 4·D² in attention (query, key, value, output) and 8·D² in its MLP (D×4D and 4D×D).
@@ -46,10 +64,9 @@ def parameters(config: GPTConfig) -> Parameters:
     >>> parameters(PRESETS["goldilocks"]).total, parameters(PRESETS["goldilocks"]).total_tied
     (37748736, 25165824)
     """
-    table, blocks = parts(config.depth, config.dim, config.vocab_size)
-    tied, untied = table + blocks, 2 * table + blocks
-    return Parameters(table, blocks, 0 if config.tied else table, blocks // config.depth,
-                      tied if config.tied else untied, tied, untied)
+    table, per_layer = config.vocab_size * config.dim, 12 * config.dim * config.dim
+    blocks, lm_head = config.depth * per_layer, table * (not config.tied)
+    return Parameters(table, blocks, lm_head, per_layer, table + blocks + lm_head, table + blocks, 2 * table + blocks)
 
 
 def balanced(depth: int, dim: int, head_dim: int = 64, **changes: Any) -> GPTConfig:
@@ -63,10 +80,10 @@ def balanced(depth: int, dim: int, head_dim: int = 64, **changes: Any) -> GPTCon
 
 
 def layers(config: GPTConfig, context: int | None = None) -> pd.DataFrame:
-    """A row for every layer, in the order of the data: wte, each block's attention and MLP, lm_head.
+    """Parameters and FLOPs by layer, a row each in the order of the data: wte, attention and MLP per block, lm_head.
 
-    Columns: `parameters`, their `percent` of the model, and training `flops` per token ("palm"); the scores of
-    attention count as attention's.  A tied model's table stands at both ends and is counted once, as `wte`.
+    Columns: `parameters`, their `percent` of the model, and training `flops` per token ("palm"); attention scores
+    belong to attention.  A tied model's table is counted once, as `wte`, and its products as `lm_head`.
 
     >>> from tinylib.config import PRESETS
     >>> layers(PRESETS["goldilocks"]).loc[["wte", "block 0 attention", "block 0 mlp"], "parameters"].tolist()
@@ -88,24 +105,24 @@ def layers(config: GPTConfig, context: int | None = None) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs of one token going forward, by part; going backward costs twice as much."""
+    """FLOPs of one token in the forward pass, by part; the backward pass costs twice as much."""
 
     blocks: int
     """The matrices of attention and MLP."""
     attention: int
-    """Scores of attention and what they weigh: the only part that grows with the context."""
+    """Attention scores and the weighted sum of values: the only part that grows with the context."""
     lm_head: int
     recomputed: int = 0
-    """What is computed a second time in the backward pass, where activations were not kept."""
+    """Forward FLOPs repeated in the backward pass, where activations are recomputed."""
 
     @property
     def forward(self) -> int:
-        """One pass forward."""
+        """One forward pass."""
         return self.blocks + self.attention + self.lm_head
 
     @property
     def backward(self) -> int:
-        """One pass backward: a gradient of the input and one of the weight for each product."""
+        """One backward pass: each product has a gradient of its input and one of its weight."""
         return 2 * self.forward + self.recomputed
 
     @property
@@ -114,27 +131,27 @@ class Flops:
         return self.forward + self.backward
 
 
-def flops_by_part(config: GPTConfig, context: int | None = None, convention: Convention = "palm",
+def flops_by_part(config: GPTConfig | Shapes, context: int | None = None, convention: Convention = "palm",
                   recompute: bool = False) -> Flops:
     """FLOPs of one token in a sequence of `context` tokens (None: the config's), by part.
 
-    A matrix costs 2 FLOPs a weight; looking up an embedding is free, so tying changes nothing.  Attention adds
+    A matrix costs 2 FLOPs a weight; an embedding look-up costs none, so tying changes nothing.  Attention adds
     4·L·D·T in the "palm" convention, which counts the masked half too; "causal" counts what a token can see,
     (T + 1)/2 positions on average: 2·L·D·(T + 1).  Norms, softmax, RoPE and the optimizer are left out.
-    `recompute` repeats the blocks' forward pass; MFU does not count that, for it is no use to the model.
+    `recompute` repeats the blocks' forward pass, which MFU does not count.
     Source: Chowdhery et al. 2022 (PaLM), appendix B; checked with `torch.utils.flop_counter` (its "palm" form only).
 
     >>> from tinylib.config import PRESETS
     >>> flops_by_part(PRESETS["goldilocks"])
     Flops(blocks=25165824, attention=16777216, lm_head=25165824, recomputed=0)
     """
-    raise_if("flops_by_part", [checks.check_choice("convention", convention, get_args(Convention))])
-    tokens, (table, blocks) = context_of(config, context), parts(config.depth, config.dim, config.vocab_size)
+    checks.raise_if("flops_by_part", [checks.check_choice("convention", convention, get_args(Convention))])
+    tokens, count = context_of(config, context), parameters(config)
     scores = config.depth * config.dim * (4 * tokens if convention == "palm" else 2 * (tokens + 1))
-    return Flops(2 * blocks, scores, 2 * table, 2 * blocks + scores if recompute else 0)
+    return Flops(2 * count.blocks, scores, 2 * count.wte, 2 * count.blocks + scores if recompute else 0)
 
 
-def flops_per_token(config: GPTConfig, context: int | None = None, convention: Convention = "palm",
+def flops_per_token(config: GPTConfig | Shapes, context: int | None = None, convention: Convention = "palm",
                     recompute: bool = False) -> int:
     """FLOPs of one token, forward and backward: 6·(12·L·D² + V·D) + 12·L·D·T, see `flops_by_part`.
 
@@ -145,13 +162,13 @@ def flops_per_token(config: GPTConfig, context: int | None = None, convention: C
     return flops_by_part(config, context, convention, recompute).total
 
 
-def prefill_flops(config: GPTConfig, context: int | None = None, convention: Convention = "palm") -> int:
+def prefill_flops(config: GPTConfig | Shapes, context: int | None = None, convention: Convention = "palm") -> int:
     """FLOPs of one forward pass over `context` tokens with the logits of all of them: a third of training on them."""
     tokens = context_of(config, context)
     return tokens * flops_by_part(config, tokens, convention).forward
 
 
-def decode_flops(config: GPTConfig, context: int | None = None) -> int:
+def decode_flops(config: GPTConfig | Shapes, context: int | None = None) -> int:
     """FLOPs of one decoded token that is the last of `context` tokens, keys and values of the others cached.
 
     >>> from tinylib.config import PRESETS
@@ -161,20 +178,14 @@ def decode_flops(config: GPTConfig, context: int | None = None) -> int:
     return flops_by_part(config, context).forward
 
 
-def parts(depth: Any, dim: Any, vocab_size: Any) -> tuple[Any, Any]:
-    """Parameters of one table and of all blocks; whole numbers or arrays of them."""
-    return vocab_size * dim, 12 * depth * dim * dim
+def flops(depth: Any, dim: Any, vocab_size: Any, context: Any) -> Any:
+    """`flops_per_token` ("palm") of integers or arrays."""
+    return flops_per_token(Shapes(depth, dim, vocab_size, seq_len=context))
 
 
-def flops(depth: Any, dim: Any, vocab_size: Any, context: int) -> Any:
-    """`flops_per_token` ("palm") of whole numbers or of arrays."""
-    table, blocks = parts(depth, dim, vocab_size)
-    return 6 * (blocks + table) + 12 * depth * dim * context
-
-
-def context_of(config: GPTConfig, context: int | None) -> int:
-    """`context`, or the configuration's for None; raises ConfigError for what is no whole number above zero."""
+def context_of(config: GPTConfig | Shapes, context: int | None) -> int:
+    """`context`, or the config's own for None; raises ConfigError unless it is a whole number above zero."""
     if context is None:
         return config.seq_len
-    raise_if("sizing", [checks.check_int("context", context)])
+    checks.raise_if("sizing", [checks.check_int("context", context)])
     return context

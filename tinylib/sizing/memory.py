@@ -1,4 +1,4 @@
-"""Bytes of a model that trains or answers, in closed form."""
+"""Memory of training and inference in closed form: weights, optimizer state, activations, logits, KV cache."""
 
 from __future__ import annotations
 
@@ -7,57 +7,52 @@ from typing import Literal
 
 from tinylib import checks
 from tinylib.config import GPTConfig
-from tinylib.sizing.counts import (
-    context_of,
-    decode_flops,
-    flops_by_part,
-    flops_per_token,
-    parameters,
-    prefill_flops,
-)
+from tinylib.sizing.counts import Shapes, context_of, parameters
 
 Precision = Literal["float32", "bfloat16"]
 BYTES = {"float32": 4, "bfloat16": 2}
-"""Of one number."""
+"""Bytes of one number."""
 
 
-def weight_bytes(config: GPTConfig, bytes_per_parameter: int = 4) -> int:
-    """Bytes of the weights; gradients take the same.  tinylib keeps both in float32 on every device."""
+def weight_bytes(config: GPTConfig | Shapes, bytes_per_parameter: int = 4) -> int:
+    """Bytes of the weights, float32 unless given; the gradients take as many, in float32 on every device."""
     return bytes_per_parameter * parameters(config).total
 
 
-def optimizer_bytes(config: GPTConfig) -> int:
-    """Bytes of optimizer state in float32: AdamW keeps two numbers for each of a table, Muon one for each of a matrix.
+def optimizer_bytes(config: GPTConfig | Shapes) -> int:
+    """Bytes of optimizer state in float32: AdamW keeps two moments of a table's weight, Muon one of a matrix's.
 
     >>> from tinylib.config import PRESETS
     >>> optimizer_bytes(PRESETS["goldilocks"]) / weight_bytes(PRESETS["goldilocks"])
     1.6666666666666667
     """
-    return 4 * sum((1 if tensor.role == "matrix" else 2) * tensor.size for tensor in config.tensors())
+    count = parameters(config)
+    return 4 * (2 * count.total - count.blocks)
 
 
-def kv_cache_bytes(config: GPTConfig, batch_size: int = 1, context: int | None = None, bytes_per_value: int = 4) -> int:
-    """Bytes of the cached keys and values: 2·L·B·T·D numbers.
+def kv_cache_bytes(config: GPTConfig | Shapes, batch_size: int = 1, context: int | None = None,
+                   bytes_per_value: int = 4) -> int:
+    """Bytes of the KV cache: 2·L·B·T·D numbers.
 
     >>> from tinylib.config import PRESETS
     >>> kv_cache_bytes(PRESETS["goldilocks"]) // 2**20
     32
     """
     checks.raise_if("kv_cache_bytes", [checks.check_int("batch_size", batch_size),
-                                    checks.check_int("bytes_per_value", bytes_per_value)])
+                                       checks.check_int("bytes_per_value", bytes_per_value)])
     return 2 * config.depth * batch_size * context_of(config, context) * config.dim * bytes_per_value
 
 
-def activation_bytes(config: GPTConfig, batch_size: int, context: int | None = None, dtype: Precision = "float32",
-                     recompute: bool = False) -> int:
-    """Bytes that the forward pass of the blocks leaves for the backward pass, on `batch_size` sequences.
+def activation_bytes(config: GPTConfig | Shapes, batch_size: int, context: int | None = None,
+                     dtype: Precision = "float32", recompute: bool = False) -> int:
+    """Bytes of activations that the blocks keep for the backward pass of `batch_size` sequences.
 
     A layer keeps 19·D + 3·N + 2 numbers a token.  2·D of them are the residual stream and 3·N + 2 the scales of norms
     and softmax, in float32 always.  17·D are in `dtype`: in attention 7·D (a normed copy of the input; queries and
     keys, rotated and normed; values; the result) and the result joined, in the MLP 9·D (a normed copy of the input;
-    ReLU and its square, 4·D each).  Scores are not kept: the kernel makes them anew.  Embedding and last norm keep 3·D.
-    In bfloat16 the cast copies of the matrices are kept too.  With `recompute` a layer keeps its input alone, D
-    numbers a token, and makes the rest again when its turn comes, see `recomputed_bytes`.
+    ReLU and its square, 4·D each).  The attention kernel recomputes its scores.  Embedding and last norm keep 3·D.
+    In bfloat16 the cast copies of the matrices are kept too.  With `recompute` a layer keeps only its input, D
+    numbers a token, and recomputes the rest in the backward pass, see `recomputed_bytes`.
     Source: counted in `tinylib.model`; tests compare with what autograd saves, of the compiled model in bfloat16.
 
     >>> from tinylib.config import PRESETS
@@ -69,28 +64,29 @@ def activation_bytes(config: GPTConfig, batch_size: int, context: int | None = N
     return 3 * inputs + config.depth * (inputs if recompute else layer)
 
 
-def recomputed_bytes(config: GPTConfig, batch_size: int, context: int | None = None,
+def recomputed_bytes(config: GPTConfig | Shapes, batch_size: int, context: int | None = None,
                      dtype: Precision = "float32") -> int:
-    """Bytes of one layer that makes its activations again, and of the gradients on their way through it.
+    """Bytes of one layer's recomputed activations and of the gradients in its backward pass.
 
-    Gradients take 10·D numbers a token: of both steps of the MLP 4·D each in `dtype`, and two of the residual stream.
+    Gradients take 10·D numbers a token: 4·D for each half of the MLP in `dtype`, and 2·D of the residual stream.
     """
     passing = 4 * 2 * config.dim + BYTES[dtype] * 8 * config.dim
     return _layer_bytes(config, batch_size, context, dtype) + batch_size * context_of(config, context) * passing
 
 
-def _layer_bytes(config: GPTConfig, batch_size: int, context: int | None, dtype: Precision) -> int:
-    """Bytes that one layer leaves for the backward pass if it keeps everything, see `activation_bytes`."""
-    checks.raise_if("activation_bytes", [checks.check_choice("dtype", dtype, BYTES), checks.check_int("batch_size", batch_size)])
+def _layer_bytes(config: GPTConfig | Shapes, batch_size: int, context: int | None, dtype: Precision) -> int:
+    """Bytes of activations of one layer that keeps everything, see `activation_bytes`."""
+    checks.raise_if("activation_bytes", [checks.check_choice("dtype", dtype, BYTES),
+                                         checks.check_int("batch_size", batch_size)])
     tokens, size = batch_size * context_of(config, context), BYTES[dtype]
     casts = 0 if dtype == "float32" else 12 * config.dim**2 * size
     return tokens * (4 * (2 * config.dim + 3 * config.n_head + 2) + 17 * config.dim * size) + casts
 
 
 def chunk_rows(vocab_size: int, kind: str = "cpu") -> int:
-    """Rows of logits that the loss holds at once on a device of this `kind`: few for memory, many for speed.
+    """Chunk size of the loss: rows of logits held at once on a device of this `kind`.
 
-    A CPU is nearly as fast with 512 as with more; a GPU wants some hundred million logits to be busy.
+    A CPU is nearly as fast with 512 rows as with more; a GPU needs some hundred million logits to be busy.
 
     >>> chunk_rows(24_576), chunk_rows(24_576, "cuda"), chunk_rows(65_536, "cuda")
     (512, 5461, 2048)
@@ -98,19 +94,20 @@ def chunk_rows(vocab_size: int, kind: str = "cpu") -> int:
     return max(256, 2**27 // vocab_size) if kind == "cuda" else 512
 
 
-def loss_bytes(config: GPTConfig, batch_size: int, context: int | None = None, rows: int | None = None) -> int:
-    """Bytes at the peak of the loss: the gradient of the table, V·D, and copies of the logits, all in float32.
+def loss_bytes(config: GPTConfig | Shapes, batch_size: int, context: int | None = None,
+               rows: int | None = None) -> int:
+    """Peak bytes of the loss: the gradient of the table, V·D, and copies of the logits, all in float32.
 
-    With `rows` at a time there are 3 copies of rows × V (raw, exponential, slope of the softcap), 2 without softcap.
-    None is the plain way: all B·T rows at once and 4 copies, 3 without.  Source: counted; tests compare with the
-    tensors alive.
+    In chunks of `rows` there are 3 copies of rows × V (raw, exponential, slope of the softcap), 2 without softcap.
+    None is the naive loss: all B·T rows at once in 4 copies, 3 without softcap.  Source: counted; tests compare with
+    the tensors alive.
 
     >>> from tinylib.config import PRESETS
     >>> [loss_bytes(PRESETS["goldilocks"], 8, rows=rows) // 2**20 for rows in (None, 512)]
     [6192, 192]
     """
     checks.raise_if("loss_bytes", [checks.check_int("batch_size", batch_size),
-                                None if rows is None else checks.check_int("rows", rows)])
+                                   None if rows is None else checks.check_int("rows", rows)])
     tokens = batch_size * context_of(config, context)
     if rows is None:
         copies, rows = (3 if config.softcap is None else 4), tokens
@@ -120,7 +117,7 @@ def loss_bytes(config: GPTConfig, batch_size: int, context: int | None = None, r
 
 
 def update_bytes(config: GPTConfig, dtype: Precision = "float32") -> int:
-    """Bytes that Muon needs for a moment: 5 copies of its largest batch of matrices, 4·L·D², in float32; 3 in bfloat16.
+    """Temporary bytes of a Muon step: its largest batch of matrices, 4·L·D² in float32, 5 times; 3 times in bfloat16.
 
     Source: counted in `tinylib.optim.Muon`; a test compares with the tensors alive.
     """
@@ -129,32 +126,33 @@ def update_bytes(config: GPTConfig, dtype: Precision = "float32") -> int:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of tensors in a training step; allocator, kernels and libraries come on top."""
+    """Bytes of the tensors in a training step; allocator, kernels and libraries come on top."""
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
     loss: int
-    """Logits and what the loss makes of them, and the gradient of the table."""
+    """Copies of the logits and the gradient of the table."""
     update: int
-    """What the optimizer needs for a moment, when activations are gone."""
+    """Temporaries of the optimizer, after the activations are freed."""
     recomputed: int = 0
-    """What one layer makes again and the gradients that pass through it, when the loss is gone."""
+    """Recomputed activations and gradients of one layer, after the loss is freed."""
 
     @property
     def total(self) -> int:
-        """At the peak: what stays, and the largest of the moments."""
-        moment = max(self.activations + max(self.loss, self.recomputed), self.update)
-        return self.weights + self.gradients + self.optimizer + moment
+        """Peak: the permanent parts and the largest of the temporary ones."""
+        temporary = max(self.activations + max(self.loss, self.recomputed), self.update)
+        return self.weights + self.gradients + self.optimizer + temporary
 
 
 def memory(config: GPTConfig, device_batch_size: int, context: int | None = None, dtype: Precision = "float32",
            recompute: bool = False, rows: int | None = None) -> Memory:
-    """What one process needs to train with `device_batch_size` sequences at once, the loss `rows` of them at a time.
+    """Peak memory of one process that trains with micro-batches of `device_batch_size` sequences.
 
-    None takes `chunk_rows`: a GPU's for bfloat16, a CPU's for float32.  Every process holds all weights and all
-    optimizer state.  Source: counted; tests compare with the tensors alive in a step, within 15 %.
+    The loss takes `rows` of logits at a time (None: `chunk_rows` of a GPU for bfloat16, of a CPU for float32).  Every
+    process holds all weights and all optimizer state.  Source: counted; tests compare with the tensors alive in a
+    step, within 15 %.
 
     >>> from tinylib.config import PRESETS
     >>> memory(PRESETS["micro"], device_batch_size=8, context=256).total // 2**20
@@ -170,7 +168,7 @@ def memory(config: GPTConfig, device_batch_size: int, context: int | None = None
 
 def largest_batch(config: GPTConfig, memory_bytes: float, context: int | None = None, dtype: Precision = "bfloat16",
                   recompute: bool = False) -> int:
-    """Most sequences that one process can take at once in `memory_bytes`; 0 where not even one fits.
+    """Largest micro-batch, in sequences, that fits `memory_bytes` (bisection); 0 where not even one fits.
 
     >>> from tinylib.config import PRESETS
     >>> [largest_batch(PRESETS["nanochat-d32"], 80e9, recompute=recompute) for recompute in (False, True)]
@@ -186,23 +184,3 @@ def largest_batch(config: GPTConfig, memory_bytes: float, context: int | None = 
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
-
-
-def sheet(config: GPTConfig, batch_size: int = 1) -> dict[str, int]:
-    """Every size of a model by its name: parameters, FLOPs, and float32 bytes with `batch_size` sequences at once.
-
-    >>> from tinylib.config import PRESETS
-    >>> sheet(PRESETS["goldilocks"])["decode_flops"]
-    67108864
-    """
-    count, token = parameters(config), flops_by_part(config)
-    return vars(count) | {
-        "flops_per_token": token.total, "forward_flops": token.forward, "backward_flops": token.backward,
-        "flops_per_token_causal": flops_per_token(config, convention="causal"),
-        "prefill_flops": prefill_flops(config), "decode_flops": decode_flops(config),
-        "weight_bytes": weight_bytes(config), "gradient_bytes": weight_bytes(config),
-        "optimizer_bytes": optimizer_bytes(config), "activation_bytes": activation_bytes(config, batch_size),
-        "activation_bytes_recomputed": activation_bytes(config, batch_size, recompute=True),
-        "loss_bytes_naive": loss_bytes(config, batch_size),
-        "loss_bytes_chunked": loss_bytes(config, batch_size, rows=chunk_rows(config.vocab_size)),
-        "kv_cache_bytes": kv_cache_bytes(config, batch_size)}

@@ -1,15 +1,15 @@
-"""The plan of a batch and of a run: micro-batch, accumulation steps, tokens, FLOPs, memory, time, cost."""
+"""Planning of a batch and of a run: micro-batch, accumulation steps, tokens, FLOPs, memory, time, cost."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tinylib import checks
-from tinylib.config import GPTConfig
+from tinylib.config import GPTConfig, batch_problem
 from tinylib.hardware import ACCELERATORS, Accelerator
 from tinylib.sizing.budgets import BUDGETS, token_budget
 from tinylib.sizing.counts import flops_per_token
@@ -18,54 +18,38 @@ from tinylib.sizing.memory import Memory, largest_batch, memory, weight_bytes
 if TYPE_CHECKING:
     import pandas as pd
 
+ASSUMED_MFU = 0.4
+"""Share of peak FLOP/s of a plan that is not given one: an assumption, not a measurement."""
+CHARACTERS_PER_TEXT_SHARD = 250e6
+"""nanochat's text shards, about 100 MB compressed each."""
+NETWORK = 50e9
+"""Bytes a second between machines, per device: an assumption, 400 Gb/s InfiniBand as in an NVIDIA DGX H100, where all
+devices of a machine send at once."""
+
 
 def plan_batch(total_batch_size: int, device_batch_size: int, seq_len: int, world_size: int = 1) -> int:
-    """Accumulation steps (at least 1) that make a step of `total_batch_size` tokens out of `world_size` processes.
+    """Gradient accumulation steps (at least 1) of a batch of `total_batch_size` tokens on `world_size` processes.
 
-    One process takes `device_batch_size` sequences of `seq_len` tokens at once.  Raises ConfigError: every size that
-    is no whole number above zero, or a total that doesn't divide, with the three nearest totals that do.
+    A micro-batch is `device_batch_size` sequences of `seq_len` tokens.  Raises ConfigError for sizes that are not
+    whole numbers above zero, and for a total that doesn't divide, with the three nearest that do.
 
     >>> plan_batch(524_288, device_batch_size=8, seq_len=2048, world_size=8)
     4
-    >>> plan_batch(500_000, device_batch_size=8, seq_len=2048, world_size=8)
-    Traceback (most recent call last):
-        ...
-    tinylib.checks.ConfigError: plan_batch: total_batch_size=500000 is not a multiple of device_batch_size × seq_len \
-× world_size = 8 × 2048 × 8 = 131072: the nearest that are: 393216, 524288, 655360
     """
     sizes = {"total_batch_size": total_batch_size, "device_batch_size": device_batch_size, "seq_len": seq_len,
              "world_size": world_size}
     checks.raise_if("plan_batch", [checks.check_int(name, value) for name, value in sizes.items()])
-    checks.raise_if("plan_batch", _batch_problems(**sizes))
+    checks.raise_if("plan_batch", [batch_problem(**sizes)])
     return total_batch_size // (device_batch_size * seq_len * world_size)
-
-
-def _batch_problems(total_batch_size: int, device_batch_size: int, seq_len: int, world_size: int) -> list[str]:
-    micro = device_batch_size * seq_len * world_size
-    if total_batch_size % micro == 0:
-        return []
-    middle = max(2, round(total_batch_size / micro))
-    return [f"total_batch_size={total_batch_size} is not a multiple of device_batch_size × seq_len × world_size = "
-            f"{device_batch_size} × {seq_len} × {world_size} = {micro}: the nearest that are: "
-            + ", ".join(str(count * micro) for count in (middle - 1, middle, middle + 1))]
-
-
-ASSUMED_MFU = 0.4
-"""What a plan takes for the share of peak FLOP/s when it is not told: an assumption, nothing measured."""
-CHARACTERS_PER_TEXT_SHARD = 250e6
-"""nanochat's text shards, about 100 MB compressed each."""
-NETWORK = 50e9
-"""Bytes a second between machines, for each device: 400 Gb/s InfiniBand, as in an NVIDIA DGX H100: an assumption.
-The devices of a machine send over all its links at once."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A training run on paper: what was chosen, and as properties what follows; `table()` for people."""
+    """A training run on paper."""
 
     config: GPTConfig
     tokens: int
-    """What the budget asks for; the run takes whole steps, `steps × total_batch_size` tokens."""
+    """Of the budget; the run takes whole steps, `steps × total_batch_size` tokens."""
     total_batch_size: int
     device_batch_size: int
     recompute: bool
@@ -73,25 +57,25 @@ class Plan:
     nproc_per_node: int
     nnodes: int
     utilisation: float
-    """Share of the peak at which a device computes, as far as communication lets it."""
+    """Share of the peak at which a device computes, unless communication takes longer."""
     is_assumed: bool
-    """Whether nobody said the utilisation."""
+    """Whether the utilisation is ASSUMED_MFU."""
     characters_per_token: float
     usd_per_device_hour: float
 
     @property
     def accelerator(self) -> Accelerator:
-        """The data of the device."""
+        """Data of the device."""
         return ACCELERATORS[self.device]
 
     @property
     def world_size(self) -> int:
-        """Processes, one a device."""
+        """Processes, one per device."""
         return self.nnodes * self.nproc_per_node
 
     @property
     def accumulation_steps(self) -> int:
-        """Micro-batches that a process takes one after the other in a step."""
+        """Micro-batches of one process in a step."""
         return plan_batch(self.total_batch_size, self.device_batch_size, self.config.seq_len, self.world_size)
 
     @property
@@ -101,71 +85,70 @@ class Plan:
 
     @property
     def characters(self) -> float:
-        """Of text that makes the tokens."""
+        """Characters of text that make the tokens."""
         return self.tokens * self.characters_per_token
 
     @property
     def text_shards(self) -> int:
-        """Shards of 250M characters to fetch, about 100 MB each."""
+        """Shards of 250M characters to download."""
         return math.ceil(self.characters / CHARACTERS_PER_TEXT_SHARD)
 
     @property
     def download_bytes(self) -> float:
-        """The shards, compressed."""
+        """Compressed size of the text shards."""
         return self.text_shards * 100e6
 
     @property
     def token_bytes(self) -> int:
-        """The tokens on disk, 2 bytes each while ids fit (V ≤ 65,536), else 4."""
+        """Bytes of the tokens on disk, 2 each for V ≤ 65,536, else 4."""
         return self.tokens * (2 if self.config.vocab_size <= 65_536 else 4)
 
     @property
     def memory(self) -> Memory:
-        """Of one process, its products in bfloat16."""
+        """Memory of one process in bfloat16."""
         return memory(self.config, self.device_batch_size, dtype="bfloat16", recompute=self.recompute)
 
     @property
     def largest_batch(self) -> int:
-        """Sequences that the memory of a device would hold at once."""
+        """Sequences that fit the memory of a device."""
         return largest_batch(self.config, self.accelerator.memory_bytes, recompute=self.recompute)
 
     @property
     def flops(self) -> float:
-        """Of the model in the whole run; what is recomputed is not counted."""
+        """FLOPs of the model in the whole run, without recomputation."""
         return float(flops_per_token(self.config) * self.total_batch_size * self.steps)
 
     @property
     def communication_s(self) -> float:
-        """Least seconds of a step that go into adding up gradients and handing round Muon's updates."""
+        """Least seconds of a step spent on communication, see `communication_s`."""
         return communication_s(self.config, self.accelerator, self.nproc_per_node, self.nnodes)
 
     @property
     def step_s(self) -> float:
-        """Seconds of a step: computing at the utilisation, or at the peak and communicating after, if that is more."""
+        """Seconds of a step: compute at the utilisation, or at the peak and then communicate, whichever is longer."""
         flops = flops_per_token(self.config, recompute=self.recompute) * self.total_batch_size
         ideal_s = flops / (self.world_size * self.accelerator.peak_flops)
         return max(ideal_s / self.utilisation, ideal_s + self.communication_s)
 
     @property
     def mfu(self) -> float:
-        """Share of the peak that the model's FLOPs reach; recomputing and communicating are not among them."""
+        """Model FLOPs utilisation: share of the peak, with recomputation and communication counted as lost time."""
         return self.flops / self.steps / (self.step_s * self.world_size * self.accelerator.peak_flops)
 
     @property
     def train_s(self) -> float:
-        """Seconds of training alone: evaluation, checkpoints, compilation, tokenizer and start-up come on top."""
+        """Seconds of the steps alone, without evaluation, checkpoints, compilation and start-up."""
         return self.steps * self.step_s
 
     @property
     def cost_usd(self) -> float:
-        """Of `train_s` on all devices."""
+        """Price of `train_s` on all devices."""
         return self.train_s / 3600 * self.world_size * self.usd_per_device_hour
 
     def figures(self) -> dict[str, Any]:
-        """Every figure by its name, for code."""
-        chosen = {field.name: getattr(self, field.name) for field in fields(self)}
-        return chosen | {name: getattr(self, name) for name, value in vars(Plan).items()
-                         if isinstance(value, property) and name != "accelerator"}
+        """Every figure by its name, unrounded."""
+        computed = [name for name, value in vars(Plan).items() if isinstance(value, property) and name != "accelerator"]
+        return vars(self) | {name: getattr(self, name) for name in computed}
 
     def table(self) -> pd.Series:
         """The plan, one line each, figures rounded for reading."""
@@ -200,10 +183,10 @@ def _duration(seconds: float) -> str:
 
 
 def communication_s(config: GPTConfig, accelerator: Accelerator, nproc_per_node: int, nnodes: int = 1) -> float:
-    """Least seconds of a step that one device spends on links: float32 gradients summed, Muon's updates handed round.
+    """Least seconds of a step for the all-reduce of float32 gradients and the all-gather of Muon's updates.
 
-    A ring sends 2·(n - 1)/n of the gradients' bytes and (n - 1)/n of `gathered_bytes`, over its slowest link; nothing
-    of it overlaps with computing.  Between machines there are as many rings as devices, each over a link of its own.
+    A ring sends 2·(n - 1)/n of the gradients' bytes and (n - 1)/n of `gathered_bytes` over its slowest link, without
+    overlap with compute.  Between machines there are as many rings as devices per machine, each over its own link.
     Source: Patarasuk and Yuan 2009, section 3 (the ring is bandwidth-optimal).
 
     >>> from tinylib.config import PRESETS
@@ -216,9 +199,9 @@ def communication_s(config: GPTConfig, accelerator: Accelerator, nproc_per_node:
 
 
 def gathered_bytes(config: GPTConfig, world_size: int) -> int:
-    """Bytes of Muon's updates in float32 as all processes hand them round.
+    """Bytes of the all-gather of Muon's float32 updates, with its padding.
 
-    Each gives equally many matrices of a shape, so where they don't divide among the processes some are padding.
+    Every process contributes equally many matrices of a shape, so the last ones are padding if they don't divide.
 
     >>> from tinylib.config import PRESETS, GPTConfig
     >>> [gathered_bytes(PRESETS["goldilocks"], count) // 2**20 for count in (1, 2, 4, 8, 32)]
@@ -232,13 +215,13 @@ def plan(config: GPTConfig, tokens: int | None = None, budget: str = "all", tota
          device_batch_size: int | None = None, nproc_per_node: int = 1, nnodes: int = 1, device: str = "H100",
          mfu: float | None = None, recompute: bool = False, characters_per_token: float = 4.8,
          usd_per_device_hour: float | None = None) -> Plan:
-    """The run that trains `config` on `tokens` tokens (None: `budget` says) with `nnodes` × `nproc_per_node` devices.
+    """Plan to train `config` on `tokens` tokens (None: those of `budget`) with `nnodes` × `nproc_per_node` devices.
 
     `device_batch_size` None takes the largest micro-batch that fits the device and divides the batch.  Time is FLOPs /
-    (devices × peak × MFU), in the PaLM convention as published figures are, and never less than computing at the peak
-    and communicating after it; with `recompute` the blocks' forward pass is paid twice.  4.8 characters a token was
-    measured for a 65,536 vocabulary on FineWeb-Edu: a smaller one compresses less, so give your tokenizer's own figure.
-    The price is that of ACCELERATORS if not given.  Raises ConfigError with every problem and the nearest legal values.
+    (devices × peak × MFU), FLOPs in the PaLM convention as in published figures, and at least compute at the peak plus
+    communication; `recompute` repeats the blocks' forward pass.  4.8 characters a token was measured for a vocabulary
+    of 65,536 on FineWeb-Edu; a smaller one compresses less.  The price is that of ACCELERATORS if not given.  Raises
+    ConfigError with every problem and the nearest legal values.
     Source: checked against nanochat's published d32 run (step time, steps, FLOPs, the micro-batch that just fits).
 
     >>> from tinylib.config import PRESETS
@@ -249,10 +232,10 @@ def plan(config: GPTConfig, tokens: int | None = None, budget: str = "all", tota
     share = ASSUMED_MFU if mfu is None else mfu
     counts = {"tokens": tokens, "total_batch_size": total_batch_size, "device_batch_size": device_batch_size,
               "nproc_per_node": nproc_per_node, "nnodes": nnodes}
-    may_lack = ("tokens", "device_batch_size")
+    optional = ("tokens", "device_batch_size")
     checks.raise_if("plan", [
         checks.check_choice("device", device, ACCELERATORS), checks.check_choice("budget", budget, BUDGETS),
-        *(checks.check_int(name, value) for name, value in counts.items() if value is not None or name not in may_lack),
+        *(checks.check_int(name, value) for name, value in counts.items() if value is not None or name not in optional),
         checks.check_float("mfu", share, 0, 1, above=True), checks.check_choice("recompute", recompute, (True, False)),
         checks.check_float("characters_per_token", characters_per_token, 0, above=True),
         None if usd_per_device_hour is None else checks.check_float("usd_per_device_hour", usd_per_device_hour, 0)])
@@ -264,15 +247,15 @@ def plan(config: GPTConfig, tokens: int | None = None, budget: str = "all", tota
 
 def _micro_batch(config: GPTConfig, total_batch_size: int, asked: int | None, world_size: int, device: str,
                  recompute: bool) -> int:
-    """The micro-batch asked for, or the largest legal one; raises ConfigError with every problem of it."""
-    room = ACCELERATORS[device].memory_bytes
+    """The given micro-batch, or the largest legal one; raises ConfigError if it doesn't divide the batch or fit."""
+    room, least = ACCELERATORS[device].memory_bytes, asked or 1
     most = largest_batch(config, room, recompute=recompute)
-    problems = _batch_problems(total_batch_size, asked or 1, config.seq_len, world_size)
-    if most < (asked or 1):
-        needs = memory(config, asked or 1, dtype="bfloat16", recompute=recompute).total
+    problems = [batch_problem(total_batch_size, least, config.seq_len, world_size)]
+    if most < least:
+        needs = memory(config, least, dtype="bfloat16", recompute=recompute).total
         again = 0 if recompute else largest_batch(config, room, recompute=True)
         fixes = [f"at most {most}"] * (most > 0) + [f"recompute, with which {again} fit"] * (again > most)
-        problems.append(f"device_batch_size={asked or 1} of {config.seq_len} tokens needs {needs / 1e9:.1f} GB and "
+        problems.append(f"device_batch_size={least} of {config.seq_len} tokens needs {needs / 1e9:.1f} GB and "
                         f"{device} has {room / 1e9:.0f}: use {' or '.join([*fixes, 'another device'])}")
     checks.raise_if("plan", problems)
     shares = total_batch_size // (config.seq_len * world_size)
@@ -283,8 +266,8 @@ def plans(config: GPTConfig, devices: Sequence[str] = tuple(ACCELERATORS), nproc
           **settings: Any) -> pd.DataFrame:
     """The plan on each of `devices`, a row each; `settings` are further parameters of `plan`.
 
-    Where the activations do not fit they are recomputed; where the model does not fit at all the row says so.  Raises
-    ConfigError as `plan` does.
+    Where the activations do not fit, the plan recomputes them; where the model does not fit at all, the row says so.
+    Raises ConfigError as `plan` does.
 
     >>> from tinylib.config import PRESETS
     >>> plans(PRESETS["nanochat-d32"], ["H100", "RTX 4090"])["micro-batch"].tolist()
@@ -293,25 +276,17 @@ def plans(config: GPTConfig, devices: Sequence[str] = tuple(ACCELERATORS), nproc
     import pandas as pd
 
     checks.raise_if("plans", [checks.check_choice("devices", device, ACCELERATORS) for device in devices])
-    rows = {}
+    rows, least = {}, settings.get("device_batch_size") or 1
     for device in devices:
-        found = _first_that_fits(config, device, nproc_per_node, nnodes, settings)
         known = ACCELERATORS[device]
-        facts = {"micro-batch": "does not fit"} if found is None else {
-            "micro-batch": f"{found.device_batch_size}" + " (recomputing)" * found.recompute,
-            "accumulation": found.accumulation_steps, "MFU, %": 100 * found.mfu, "step, s": found.step_s,
-            "hours": found.train_s / 3600, "USD": found.cost_usd}
+        fits = [again for again in (False, True) if largest_batch(config, known.memory_bytes, recompute=again) >= least]
+        facts: dict[str, Any] = {"micro-batch": "does not fit"}
+        if fits:
+            made = plan(config, nproc_per_node=nproc_per_node, nnodes=nnodes, device=device,
+                        **settings | {"recompute": fits[0]})
+            facts = {"micro-batch": f"{made.device_batch_size}" + " (recomputing)" * made.recompute,
+                     "accumulation": made.accumulation_steps, "MFU, %": 100 * made.mfu, "step, s": made.step_s,
+                     "hours": made.train_s / 3600, "USD": made.cost_usd}
         rows[device] = {"peak, TFLOP/s": known.peak_flops / 1e12, "memory, GB": known.memory_bytes / 1e9,
                         "USD an hour": known.usd_per_hour, **facts, "source of the peak": known.source}
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def _first_that_fits(config: GPTConfig, device: str, nproc_per_node: int, nnodes: int,
-                     settings: dict[str, Any]) -> Plan | None:
-    """The plan on `device`, without or else with recomputation; None where memory is too small for both."""
-    asked = settings.get("device_batch_size") or 1
-    for recompute in (False, True):
-        if largest_batch(config, ACCELERATORS[device].memory_bytes, recompute=recompute) >= asked:
-            return plan(config, nproc_per_node=nproc_per_node, nnodes=nnodes, device=device,
-                        **settings | {"recompute": recompute})
-    return None
