@@ -1,8 +1,7 @@
-"""Sliders for a shape.
+"""Explorer: ipywidgets sliders for a shape, with a live panel of what it holds and costs.
 
-The view has two faces made of the same figures: widgets, and a static panel, an output of its own that the notebook
-stores.  The live face hides the static one by a style of its own; where it can't live (a notebook opened without its
-kernel, a page on the web, a terminal) the style is missing and the panel is what one sees.
+A cell has two outputs: widgets, and a static panel that the notebook stores.  Live widgets hide the static panel by a
+style; without a kernel, on a web page or in a terminal there is no style, so the static panel shows.
 """
 
 from __future__ import annotations
@@ -15,24 +14,24 @@ from dataclasses import replace
 from typing import Any
 
 from tinylib import checks, profiles, sizing
-from tinylib.config import PRESETS, ConfigError, GPTConfig
+from tinylib.config import PRESETS, ConfigError, GPTConfig, preset_name
 from tinylib.course.panel import figures, panel_html, panel_text, words
 from tinylib.hardware import ACCELERATORS
 
 HEAD_DIMS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256)
 WIDEST, DEEPEST, LARGEST_VOCABULARY = 4096, 64, 131_072
-"""Ends of the sliders; a configuration that lies beyond one moves it."""
+"""Ends of the sliders; a configuration beyond one extends it."""
 VOCABULARY_STEP = 1024
-"""Of the slider; the number beside it takes any."""
+"""Step of the vocabulary slider; the number beside it takes any value."""
 FIELDS = ("depth", "dim", "head_dim", "vocab_size", "tied", "seq_len")
-"""Of a configuration that the controls set, each by the control of its name."""
+"""Fields of a configuration that the controls of the same names set."""
 
 
 def explore(config: GPTConfig | None = None, device: str = "H100", nproc_per_node: int = 1) -> Explorer:
-    """Sliders for a shape and, live, what it holds, costs and takes to train on `nproc_per_node` devices.
+    """Sliders for a shape, and live what it holds, costs and takes to train on `nproc_per_node` devices.
 
-    `config` is where they start (None: goldilocks).  Where widgets can't run, or $TINYLIB_WIDGETS is "off", the same
-    panel is shown without them.  Raises ConfigError for what is no GPTConfig, or a device that is not in ACCELERATORS.
+    `config` is the start (None: goldilocks).  Without ipywidgets, or with $TINYLIB_WIDGETS "off", the static panel is
+    shown.  Raises ConfigError for a `config` that is no GPTConfig, or a device that is not in ACCELERATORS.
 
     >>> explore(PRESETS["micro"]).config.dim
     128
@@ -45,43 +44,48 @@ def explore(config: GPTConfig | None = None, device: str = "H100", nproc_per_nod
 
 
 class Explorer:
-    """A shape to play with: `config` is where it stands, `controls` are its widgets (none where they can't run)."""
+    """A shape with controls: `config` is the present one, `controls` are the widgets (none without ipywidgets)."""
 
     def __init__(self, config: GPTConfig, device: str, nproc_per_node: int) -> None:
         self._start, self.device, self.nproc_per_node = config, device, nproc_per_node
         self._id = f"tinylib-{uuid.uuid4().hex[:8]}"
         self._shown = self._settling = False
-        self._width = config.dim
-        """The width that the reader chose; the slider stands at the multiple of the head dim nearest to it."""
+        self._width = config.dim    # as the reader chose it; the slider takes the nearest multiple of the head dim
         self.controls: dict[str, Any] = {}
-        widgets = ipywidgets_or_none()
-        if widgets:
+        if widgets := ipywidgets_or_none():
             self._build(widgets)
             self.config = config
 
     @property
     def config(self) -> GPTConfig:
-        """What the controls say; raises ConfigError while that is impossible."""
+        """The configuration that the controls make; raises ConfigError if it is illegal."""
         return replace(self._start, **{name: self.controls[name].value for name in FIELDS if self.controls})
 
     @config.setter
     def config(self, config: GPTConfig) -> None:
-        self._start = config
-        if self.controls:
-            with self._settle():
-                self._put(config)
-            self._show()
+        self._start, self._width = config, config.dim
+        if not self.controls:
+            return
+        one = self.controls
+        with self._settle():
+            one["depth"].max = max(DEEPEST, config.depth)
+            for name in ("depth", "tied", "vocab_size"):
+                one[name].value = getattr(config, name)
+            _offer(one["head_dim"], {*HEAD_DIMS, config.head_dim}, config.head_dim)
+            _offer(one["seq_len"], {2**power for power in range(7, 18)} | {config.seq_len}, config.seq_len)
+            self._offer_widths()
+        self._show()
 
     @property
     def lines(self) -> dict[str, str]:
-        """The figures of the panel by name; raises ConfigError while the controls are impossible."""
+        """The lines of the panel by name; raises ConfigError if the configuration is illegal."""
         return figures(self.config, self.device, self.nproc_per_node)
 
     def _build(self, widgets: Any) -> None:
-        """Make the controls and the panel, and lay them out."""
+        """Make and lay out the controls and the panel."""
         look = {"style": {"description_width": "76px"}, "layout": widgets.Layout(width="330px")}
         half = {"layout": widgets.Layout(width="161px")}
-        self.controls = {
+        one = self.controls = {
             "preset": widgets.Dropdown(options=[("your own", ""), *((name, name) for name in PRESETS)],
                                        description="start from", **look),
             "depth": widgets.IntSlider(min=1, max=DEEPEST, description="depth", **look),
@@ -91,18 +95,15 @@ class Explorer:
                                             description="vocabulary", readout=False, style=look["style"],
                                             layout=widgets.Layout(width="236px")),
             "vocab_size": widgets.IntText(layout=widgets.Layout(width="90px")),
-            "tied": widgets.Checkbox(description="tied: one table for both jobs", style=look["style"],
-                                     layout=look["layout"]),
+            "tied": widgets.Checkbox(description="tied: one table for both jobs", **look),
             "seq_len": widgets.SelectionSlider(options=[1], description="context", **look),
             "balance": widgets.Button(description="balance", tooltip="vocabulary = 12 × depth × width", **half),
             "save": widgets.Button(description="save as my design", **half)}
         self._panel, self._note = widgets.HTML(), widgets.HTML(layout=widgets.Layout(width="326px"))
-        for name, control in self.controls.items():
-            if name in ("balance", "save"):
-                control.on_click(getattr(self, f"_{name}"))
-            else:
-                control.observe(lambda change, name=name: self._moved(name), "value")
-        one = self.controls
+        one["balance"].on_click(self._balance)
+        one["save"].on_click(self._save)
+        for name in ("preset", "vocabulary", *FIELDS):
+            one[name].observe(lambda change, name=name: self._moved(name), "value")
         rows = [one["preset"], one["depth"], one["dim"], one["head_dim"],
                 widgets.HBox([one["vocabulary"], one["vocab_size"]]), one["tied"], one["seq_len"],
                 widgets.HBox([one["balance"], one["save"]]), self._note]
@@ -112,7 +113,7 @@ class Explorer:
 
     @contextmanager
     def _settle(self) -> Iterator[None]:
-        """While controls are put where they belong, none of them counts as moved by the reader."""
+        """Ignore change events while the code sets controls."""
         self._settling = True
         try:
             yield
@@ -120,7 +121,7 @@ class Explorer:
             self._settling = False
 
     def _moved(self, name: str) -> None:
-        """A control was moved: bring the others along and show what it makes."""
+        """The reader moved a control: update those that depend on it, and the panel."""
         one = self.controls
         if self._settling:
             return
@@ -136,14 +137,6 @@ class Explorer:
                 one["vocab_size"].value = one["vocabulary"].value
         self._show()
 
-    def _put(self, config: GPTConfig) -> None:
-        one, self._width = self.controls, config.dim
-        one["depth"].max = max(DEEPEST, config.depth)
-        one["depth"].value, one["tied"].value, one["vocab_size"].value = config.depth, config.tied, config.vocab_size
-        _offer(one["head_dim"], {*HEAD_DIMS, config.head_dim}, config.head_dim)
-        _offer(one["seq_len"], {2**power for power in range(7, 18)} | {config.seq_len}, config.seq_len)
-        self._offer_widths()
-
     def _offer_widths(self) -> None:
         step = self.controls["head_dim"].value
         nearest = step * max(1, round(self._width / step))
@@ -156,46 +149,42 @@ class Explorer:
     def _save(self, _: Any) -> None:
         try:
             file = profiles.save_design(self.config)
-            said = [f"saved in {file}", "delete the file to go back to the profile's own"]
-        except (ValueError, OSError) as error:    # nobody sees what a button raises
-            said = ["not saved:", str(error)]
-            said += ["the batch is the profile's: a shorter context fits into it"] if "seq_len" in str(error) else []
-        self._note.value = words(*said, good=said[0] != "not saved:")
+        except (ValueError, OSError) as error:    # a button's exceptions reach nobody
+            hint = ["the batch is the profile's: a shorter context fits into it"] * ("seq_len" in str(error))
+            self._note.value = words("not saved:", str(error), *hint)
+        else:
+            self._note.value = words(f"saved in {file}", "delete the file to go back to the profile's own", good=True)
 
     def _show(self) -> None:
-        """Set the panel, and what the controls say of one another."""
+        """Update the panel, and the controls that only display: vocabulary slider and preset."""
         one = self.controls
         steps = round(one["vocab_size"].value / VOCABULARY_STEP)
+        name, _, page = self._faces()
         with self._settle():
             one["vocabulary"].value = VOCABULARY_STEP * max(1, min(LARGEST_VOCABULARY // VOCABULARY_STEP, steps))
-            one["preset"].value = next((name for name, preset in PRESETS.items() if all(
-                one[field].value == getattr(preset, field) for field in FIELDS)), "")
+            one["preset"].value = name
         self._note.value = ""
-        hidden = f"<style>.{self._id}, .jp-OutputArea-child:has(.{self._id}) {{display: none}}</style>"
-        faces = self._faces()
-        self._panel.value = hidden + faces["text/html"]
+        self._panel.value = f"<style>.{self._id}, .jp-OutputArea-child:has(.{self._id}) {{display: none}}</style>{page}"
         if self._shown:
             from IPython.display import update_display
 
-            update_display(self._named(faces), raw=True, display_id=self._id)
+            update_display(self._repr_mimebundle_(), raw=True, display_id=self._id)
 
-    def _faces(self) -> dict[str, str]:
+    def _faces(self) -> tuple[str, str, str]:
+        """The preset's name or "", and the panel as text and as HTML."""
         try:
             config, lines = self.config, self.lines
         except ConfigError as error:
-            return {"text/plain": str(error), "text/html": words(*error.problems)}
-        return {"text/plain": panel_text(config, lines), "text/html": panel_html(config, lines)}
-
-    def _named(self, faces: dict[str, str]) -> dict[str, str]:
-        """The static panel under the name by which the live one hides it; without widgets it needs none."""
-        return faces | {"text/html": f'<div class="{self._id}">{faces["text/html"]}</div>'} if self.controls else faces
+            return "", str(error), words(*error.problems)
+        return preset_name(config) or "", panel_text(config, lines), panel_html(config, lines)
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
-        """The static panel, as IPython asks for it."""
-        return self._named(self._faces())
+        """The static panel for IPython, in the class by which live widgets hide it."""
+        _, text, page = self._faces()
+        return {"text/plain": text, "text/html": f'<div class="{self._id}">{page}</div>' if self.controls else page}
 
     def _ipython_display_(self) -> None:
-        """Show the static panel and, in a kernel, the widgets below, which hide it as long as they live."""
+        """Show the static panel and, in a kernel, the widgets that hide it."""
         from IPython.core.getipython import get_ipython
         from IPython.display import display
 
@@ -206,15 +195,11 @@ class Explorer:
             display(view | {"text/plain": "(sliders, once this cell is run)"}, raw=True)
 
     def __repr__(self) -> str:
-        return self._faces()["text/plain"]
+        return self._faces()[1]
 
 
 def ipywidgets_or_none() -> Any:
-    """The library, or None where it is missing or not wanted.
-
-    No kernel can know in the middle of a cell whether a front end will answer, so who executes notebooks to keep
-    them says so in a variable.
-    """
+    """The module ipywidgets; None if it is missing, or $TINYLIB_WIDGETS is "off", as where no front end will answer."""
     if os.environ.get("TINYLIB_WIDGETS") == "off":
         return None
     try:
@@ -225,7 +210,7 @@ def ipywidgets_or_none() -> Any:
 
 
 def _offer(control: Any, options: set[int], value: int) -> None:
-    """Give a slider its stops and where it stands, in one message."""
+    """Set the options and the value of a slider in one message."""
     with control.hold_sync():
         control.options = [(f"{option:,}", option) for option in sorted(options)]
         control.value = value

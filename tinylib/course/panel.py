@@ -1,4 +1,4 @@
-"""What the explorer says of a shape: figures in words, and the same as HTML and as plain text."""
+"""Panel of the explorer: the figures of a shape and of its training plan, as HTML and as plain text."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ PLANNED = ("tokens", "steps", "devices", "micro-batch", "memory of a device", "M
 
 
 def figures(config: GPTConfig, device: str = "H100", nproc_per_node: int = 1) -> dict[str, str]:
-    """What the panel says of a shape, a line each; a plan that is impossible says why.
+    """The lines of the panel by name; in place of an impossible plan stands its error.
 
     >>> figures(PRESETS["extremist"])["balance"], figures(PRESETS["extremist"])["nearest preset"]
     ('blocks 0.43 points over a third', 'extremist: its depth, width and vocabulary')
     """
-    count, token = sizing.parameters(config), sizing.flops_by_part(config)
-    lines = {part: f"{getattr(count, part):,} · {share:.2f} %" for part, share in count.split.items()}
-    lines["blocks"] += f" · {count.per_layer:,} a layer"
+    sheet = sizing.sheet(config)
+    lines = {part: f"{sheet[part]:,} · {sheet[f'{part}_percent']:.2f} %" for part in PARTS}
+    lines["blocks"] += f" · {sheet['per_layer']:,} a layer"
     if config.tied:
         lines["lm_head"] = "the same table as wte"
     return lines | {
-        "parameters": f"{count.total:,} · {count.total_tied:,} tied, {count.total_untied:,} untied",
+        "parameters": f"{sheet['total']:,} · {sheet['total_tied']:,} tied, {sheet['total_untied']:,} untied",
         "balance": balance(config), "nearest preset": nearest_preset(config),
-        "FLOPs per token": f"{human(token.total)} in training · {human(token.forward)} to write one",
-        "KV cache": f"{sizing.kv_cache_bytes(config) / 1e6:,.1f} MB for {config.seq_len:,} tokens in float32",
-        **_planned(config, device, nproc_per_node),
-        "ability": sizing.tier(sizing.token_budget(config) * token.total)}
+        "FLOPs per token": f"{human(sheet['flops_per_token'])} in training · {human(sheet['decode_flops'])} "
+                           "to write one",
+        "KV cache": f"{sheet['kv_cache_bytes'] / 1e6:,.1f} MB for {config.seq_len:,} tokens in float32",
+        **_planned(config, device, nproc_per_node), "ability": sizing.tier(sheet["training_flops"])}
 
 
 def balance(config: GPTConfig) -> str:
-    """How far the blocks are from a third of the parameters, or from half of a tied model's.
+    """Distance of the blocks' share from a third of the parameters, or from half of a tied model's.
 
     >>> balance(PRESETS["goldilocks"]), balance(GPTConfig(depth=7, dim=384, vocab_size=32_768, tied=True))
     ('exact thirds', 'blocks 0.39 points under a half')
@@ -43,31 +43,27 @@ def balance(config: GPTConfig) -> str:
     count = sizing.parameters(config)
     if count.blocks == count.wte:
         return "exact halves" if config.tied else "exact thirds"
-    share, name = (1 / 2, "a half") if config.tied else (1 / 3, "a third")
-    points = 100 * (count.blocks / count.total - share)
+    share, name = (50, "a half") if config.tied else (100 / 3, "a third")
+    points = count.split["blocks"] - share
     return f"blocks {abs(points):.2f} points {'over' if points > 0 else 'under'} {name}"
 
 
 def nearest_preset(config: GPTConfig) -> str:
-    """The preset that is nearest, and how far: as the crow flies over log2 of depth, width and vocabulary.
+    """The nearest preset by Euclidean distance over log2 of depth, width and vocabulary, and how far it is.
 
-    One doubling of one of them is a distance of 1; heads, tying and context do not count.
+    One doubling of one of the three is a distance of 1; heads, tying and context do not count.
 
     >>> nearest_preset(GPTConfig(depth=8, dim=512, vocab_size=24_576))
     'conventional, 0.62 doublings off: depth × 1.14, width × 1.33, vocabulary × 0.75'
     """
-    def ratios(name: str) -> list[float]:
-        return [getattr(config, field) / getattr(PRESETS[name], field) for field in ("depth", "dim", "vocab_size")]
-
-    def distance(name: str) -> float:
-        return math.hypot(*map(math.log2, ratios(name)))
-
-    name = min(PRESETS, key=distance)
-    if not distance(name):
-        return f"{name}: its depth, width and vocabulary"
-    off = (f"{word} × {ratio:.2f}" for word, ratio in zip(("depth", "width", "vocabulary"), ratios(name), strict=True)
-           if ratio != 1)
-    return f"{name}, {distance(name):.2f} doublings off: {', '.join(off)}"
+    words = {"depth": "depth", "dim": "width", "vocab_size": "vocabulary"}
+    ratios = {name: {word: getattr(config, field) / getattr(preset, field) for field, word in words.items()}
+              for name, preset in PRESETS.items()}
+    distance = {name: math.hypot(*map(math.log2, ratios[name].values())) for name in PRESETS}
+    name = min(PRESETS, key=lambda name: distance[name])
+    off = [f"{word} × {ratio:.2f}" for word, ratio in ratios[name].items() if ratio != 1]
+    return f"{name}, {distance[name]:.2f} doublings off: {', '.join(off)}" if off else (
+        f"{name}: its depth, width and vocabulary")
 
 
 def _planned(config: GPTConfig, device: str, nproc_per_node: int) -> dict[str, str]:
@@ -102,20 +98,19 @@ def panel_text(config: GPTConfig, lines: Mapping[str, str]) -> str:
 
 
 def title(config: GPTConfig) -> str:
-    """A shape in words.
+    """Heading of the panel: the shape in words.
 
     >>> title(PRESETS["nano"])
     '4 layers × 64 wide, 1 head of 64, vocabulary 3,072, untied, context 2,048'
     """
-    def some(count: int, thing: str) -> str:
-        return f"{count:,} {thing}{'s' * (count > 1)}"
-
-    return (f"{some(config.depth, 'layer')} × {config.dim:,} wide, {some(config.n_head, 'head')} of {config.head_dim}, "
-            f"vocabulary {config.vocab_size:,}, {'tied' if config.tied else 'untied'}, context {config.seq_len:,}")
+    layers, heads = (f"{count:,} {thing}{'s' * (count > 1)}"
+                     for count, thing in ((config.depth, "layer"), (config.n_head, "head")))
+    return (f"{layers} × {config.dim:,} wide, {heads} of {config.head_dim}, vocabulary {config.vocab_size:,}, "
+            f"{'tied' if config.tied else 'untied'}, context {config.seq_len:,}")
 
 
 def words(*lines: str, good: bool = False) -> str:
-    """What went wrong, or well, as HTML."""
+    """A note as HTML: red for errors, green for `good` news."""
     text = "<br>".join(html.escape(line) for line in lines)
     return (f'<div style="line-height:1.5;overflow-wrap:anywhere;padding-left:8px;'
             f'border-left:4px solid {PALETTE["green" if good else "red"]}">{text}</div>')
