@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tinylib import loss as loss_module
 from tinylib import sizing
 from tinylib.config import PRESETS, ConfigError, GPTConfig, TrainConfig
 from tinylib.loss import cross_entropy
@@ -160,7 +161,7 @@ def test_the_loss_holds_what_the_formula_says(dtype: str, rows: int | None, soft
     y_R = torch.zeros(len(x_RD), dtype=torch.long)
     with Alive() as alive, products_in(dtype):
         if rows is None:
-            loss = F.cross_entropy(softcap(F.linear(x_RD, table_VD).float(), softcap), y_R)
+            loss = F.cross_entropy(loss_module.softcap(F.linear(x_RD, table_VD).float(), softcap), y_R)
         else:
             loss = cross_entropy(x_RD, table_VD, y_R, softcap, chunk_rows=rows)
         loss.backward()

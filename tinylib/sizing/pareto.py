@@ -43,9 +43,10 @@ def pareto_front(figures: np.ndarray) -> np.ndarray:
 
 
 def describe(row: pd.Series, found: pd.DataFrame) -> str:
-    """One line about a row of the search `found`: its place, and how it differs from a better or the best row.
+    """One line about a row of the search `found`: whether it is on the front, and how it differs from another row.
 
-    A dominated row is compared with the first that dominates it, a row of the front with the first of all.
+    A dominated row is compared with the first that dominates it, a row of the front with the first of all.  Imbalance
+    is in percentage points, `off` is the distance from the target in percent, memory is that of decoding.
 
     >>> from tinylib.sizing import search
     >>> found = search()
@@ -58,13 +59,13 @@ def describe(row: pd.Series, found: pd.DataFrame) -> str:
     if row.name == other.name:
         return f"first: {row['blocks_percent']:.2f} % in the blocks, {row['off_percent']:+.2f} % off target"
     steps = {"imbalance": row["imbalance"] - other["imbalance"],
-             "off target": abs(row["off_percent"]) - abs(other["off_percent"])}
+             "off": abs(row["off_percent"]) - abs(other["off_percent"])}
     ratios = {"token": row["flops_per_token"] / other["flops_per_token"],
               "memory": row["decode_bytes"] / other["decode_bytes"]}
     changes = [f"{name} {step:+.2f}" for name, step in steps.items() if round(step, 2)]
     changes += [f"{name} ×{ratio:.2f}" for name, ratio in ratios.items() if round(ratio, 2) != 1]
     label = other["preset"] or f"{other['depth']} × {other['dim']}, V {other['vocab_size']:,}"
-    place = "dominated by" if len(dominates) else "on the front; against"
+    place = "dominated by" if len(dominates) else "front; against"
     return f"{place} {label}: {', '.join(changes) or 'equal to two decimals'}"
 
 
