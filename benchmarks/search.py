@@ -3,8 +3,7 @@
     python benchmarks/search.py [--steps 128 16] [--rounds 7]
 
 `--steps`: distances between the vocabulary sizes from 256 to 131,072; 128 makes a million shapes, 16 eight million.
-The loops find the candidates and their Pareto front, and must find the same; what a row says (23 figures, a sentence)
-only the search makes.
+The loops must find the same number of candidates and the same Pareto front; the other columns only the search makes.
 """
 
 from __future__ import annotations

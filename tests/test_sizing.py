@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from tinylib import sizing
@@ -68,6 +69,21 @@ def test_closed_form_is_the_sum_of_the_tensors(tied: bool):
         assert (count.total_tied, count.total_untied) == (other.total_tied, other.total_untied)
         assert other.total == (count.total_untied if tied else count.total_tied)
         assert sum(count.split.values()) == pytest.approx(100)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_sheet_of_many_shapes_is_that_of_each(tied: bool):
+    generator = random.Random(tied)
+    configs = [replace(random_config(generator, tied), seq_len=512) for _ in range(50)]
+    for head_dim in {config.head_dim for config in configs}:
+        some = [config for config in configs if config.head_dim == head_dim]
+        columns = [np.array([getattr(config, field) for config in some]) for field in ("depth", "dim", "vocab_size")]
+        many = sizing.sheet(sizing.Shapes(*columns, head_dim, 512, tied), batch_size=3)
+        for nth, config in enumerate(some):
+            one = sizing.sheet(config, batch_size=3)
+            assert one == {name: np.broadcast_to(figures, len(some))[nth] for name, figures in many.items()}
+            assert one["optimizer_bytes"] == 4 * sum((1 if tensor.role == "matrix" else 2) * tensor.size
+                                                     for tensor in config.tensors())
 
 
 def test_balanced_family():

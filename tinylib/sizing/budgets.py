@@ -1,4 +1,4 @@
-"""How much training a model wants, what runs of other people took, and what they got for it."""
+"""Token budgets, published runs, and capability by training FLOPs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Budget:
-    """A rule for how many tokens to train on: which parameters it counts, and tokens for each of them."""
+    """A rule for the tokens of a training run: the parameters that count, and tokens per parameter."""
 
     counts: tuple[Literal["wte", "blocks", "lm_head"], ...]
     tokens_per_parameter: float
@@ -27,11 +27,11 @@ BUDGETS: dict[str, Budget] = {
     "blocks": Budget(("blocks",), 20, "Kaplan et al. 2020 count no vocabulary table; the 20 is still Chinchilla's"),
     "blocks+head": Budget(("blocks", "lm_head"), 11, "nanochat's sweeps of January 2026: 10 to 12, the middle taken"),
 }
-"""What counts as a parameter changes the answer: three conventions, to be shown side by side."""
+"""Three conventions of what counts as a parameter."""
 
 
 def token_budget(config: GPTConfig, budget: str = "all") -> int:
-    """Tokens to train on by the rule called `budget`; a tied model's table counts as the matrix it is used as.
+    """Tokens to train on by the rule `budget`; a tied model's table counts as embedding, or else as lm_head.
 
     >>> from tinylib.config import PRESETS
     >>> token_budget(PRESETS["goldilocks"]), token_budget(PRESETS["goldilocks"], "blocks")
@@ -47,12 +47,12 @@ def token_budget(config: GPTConfig, budget: str = "all") -> int:
 
 @dataclass(frozen=True)
 class Published:
-    """What others reported of a run: read there, not computed; None where it is not said."""
+    """A run as its authors reported it; None where they do not say."""
 
     hours: float
     usd: float
     holds: str
-    """What hours and dollars are of."""
+    """What hours and dollars cover."""
     core: float | None
     """CORE, the mean of 22 tasks where 0 is guessing and 1 is perfect (Li et al. 2024, DCLM)."""
     note: str
@@ -67,11 +67,11 @@ PUBLISHED: dict[str, Published] = {
     "nanochat-d32": Published(33, 800, "31.3 h of steps by its log, and the rest of the run", None,
                               "above GPT-2; 8 sequences fill a device", _README),
 }
-"""On 8 H100s at 24 $ an hour for all of them."""
+"""All on 8 H100s, together 24 $ an hour."""
 
 
 def published() -> pd.DataFrame:
-    """PUBLISHED as a table, indexed by preset, to stand beside `specifications`.
+    """PUBLISHED as a table, indexed by preset as `specifications` is.
 
     >>> published()["usd"].to_dict()
     {'nanochat-d20': 100, 'nanochat-d26': 300, 'nanochat-d32': 800}
@@ -83,7 +83,7 @@ def published() -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Tier:
-    """What a budget of training FLOPs bought a nanochat."""
+    """Capability of a nanochat by its training FLOPs."""
 
     flops: float
     example: str
@@ -96,11 +96,11 @@ TIERS = (
     Tier(1.5e20, "nanochat-d26", "about GPT-2's score", _README),
     Tier(4.5e20, "nanochat-d32", "GPT-2 and beyond", _README),
 )
-"""Capability by training FLOPs, in rising order."""
+"""In rising order."""
 
 
 def tier(flops: float) -> str:
-    """Where `flops` of training stand among TIERS, in words.
+    """`flops` of training as a multiple of the nearest tier below, or a fraction of the lowest.
 
     >>> tier(1.52e17)
     '1/263 of what nanochat-d20 took (4e+19 FLOPs: talks like a kindergartener)'
