@@ -160,6 +160,7 @@ class TrainConfig:
     muon_momentum: float = 0.95
     """Momentum of Muon, warmed up from 0.85 over the first 300 steps (or the first fifth of a shorter run)."""
     weight_decay: float = 0.0
+    """Decoupled weight decay of the matrices, with either optimizer; the tables have none."""
     warmup_fraction: float = 0.0
     """Share of the steps over which the learning rate rises linearly."""
     warmdown_fraction: float = 0.6
