@@ -154,7 +154,7 @@ class TrainConfig:
     matrix_lr: float = 0.02
     """Learning rate of the matrices of the blocks."""
     matrix_optimizer: MatrixOptimizer = "muon"
-    """What trains the matrices; "adamw" wants a `matrix_lr` about a tenth as large."""
+    """Optimizer of the matrices; "adamw" needs a `matrix_lr` about a tenth as large."""
     adam_betas: tuple[float, float] = (0.8, 0.95)
     adam_eps: float = 1e-10
     muon_momentum: float = 0.95
@@ -269,7 +269,7 @@ or 8192'
 
 
 def head_problem(dim: int, head_dim: int) -> str | None:
-    """What is wrong with heads of `head_dim` in a width of `dim`, and the nearest legal values; None if nothing is."""
+    """Problem with heads of `head_dim` in a width of `dim`, with the nearest legal values; None if there is none."""
     if head_dim % 2:
         return checks.check_int("head_dim", head_dim, least=2, step=2, why="RoPE rotates pairs of channels")
     if dim % head_dim == 0:

@@ -24,7 +24,7 @@ def check_tensorboard(config: TrainConfig) -> None:
 @contextmanager
 def event_files(directory: RunDirectory, enabled: bool = True,
                 resumed_at: int | None = None) -> Iterator[Callable[[Record], None]]:
-    """Open the event files of a run; yields a function that writes each float of a Step or Eval as scalar "step/loss" ….
+    """Open the event files of a run; yields a function that writes the floats of a Step or Eval, such as step/loss.
 
     With `resumed_at`, scalars that an earlier start wrote from that step on are purged.  The record of that step itself
     is written again; its evaluation is not, because it is repeated.
