@@ -254,9 +254,8 @@ def batch_problem(total_batch_size: int, device_batch_size: int, seq_len: int, w
 
     The one rule for batches, in tokens: total_batch_size is a multiple of device_batch_size × seq_len × world_size.
 
-    >>> batch_problem(5_000, 2, 1024, world_size=2)
-    'total_batch_size=5000 is not a multiple of device_batch_size × seq_len × processes = 2 × 1024 × 2 = 4096: use 4096 \
-or 8192'
+    >>> batch_problem(500, 2, 64, world_size=2)
+    'total_batch_size=500 is not a multiple of device_batch_size × seq_len × processes = 2 × 64 × 2 = 256: use 256 or 512'
     """
     unit = device_batch_size * seq_len * world_size
     if total_batch_size % unit == 0:
