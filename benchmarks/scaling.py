@@ -48,7 +48,8 @@ class Case:
 def start(case: Case, config: TrainConfig, folder: Path) -> subprocess.Popen[bytes]:
     """A run under torchrun, bound to the case's cores."""
     folder.mkdir(parents=True)
-    (folder / "train.json").write_text(to_json(replace(config, run_dir=str(folder / "run"), total_batch_size=case.total)))
+    config = replace(config, run_dir=str(folder / "run"), total_batch_size=case.total)
+    (folder / "train.json").write_text(to_json(config))
     command = [*GLOO, "--nproc-per-node", str(case.processes), __file__, "--one", str(folder)]
     command += ["--counted"] if case.counted else []
     before = os.sched_getaffinity(0)

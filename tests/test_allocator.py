@@ -1,4 +1,4 @@
-"""What is asked of the allocator: memory that goes back to the system at once, or stays for the next tensor."""
+"""glibc malloc settings: freed memory goes back to the system at once, or is kept for the next tensor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries have no such limits")
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 
 COMMON = """
 import ctypes, os, resource
@@ -22,8 +22,8 @@ def resident():
 """
 
 
-def said(code: str, limits: dict[str, str]) -> str:
-    """What `code` prints in a process of its own."""
+def output_of(code: str, limits: dict[str, str]) -> str:
+    """Standard output of `code` in a process of its own."""
     child = subprocess.run([sys.executable, "-c", COMMON + code], capture_output=True, text=True,
                            env=os.environ | limits)
     assert child.returncode == 0, child.stderr
@@ -33,10 +33,10 @@ def said(code: str, limits: dict[str, str]) -> str:
 @pytest.mark.parametrize(("limits", "expected"), [({}, "False\nTrue\n"),
                                                   ({"MALLOC_MMAP_THRESHOLD_": "1000000"}, "True\n")])
 def test_frugal_gives_freed_memory_back(limits, expected) -> None:
-    """Blocks that glibc would keep are gone; where the user set its limits, they hold."""
+    """Blocks that glibc would keep are returned; settings of the user win."""
     code = """
 def kept(count=200, size=200_000):
-    libc.free(libc.malloc(20_000_000))    # from here on glibc takes blocks of this size for small
+    libc.free(libc.malloc(20_000_000))    # raises glibc's dynamic mmap threshold to this size
     blocks, before = [], resident()
     for _ in range(count):
         blocks.append(libc.malloc(size))
@@ -48,13 +48,13 @@ with frugal():
     print(kept() > 20e6)
 print(kept() > 20e6)
 """
-    assert said(code, limits).startswith(expected)
+    assert output_of(code, limits).startswith(expected)
 
 
 @pytest.mark.parametrize(("limits", "expected"), [({}, "True True\nFalse False\n"),
                                                   ({"MALLOC_MMAP_MAX_": "65536"}, "False False\nFalse False\n")])
 def test_hoarding_keeps_freed_memory_for_the_next_tensor(limits, expected) -> None:
-    """The same pages serve again, without being asked for and filled with zeros; afterwards they are given back."""
+    """The next block reuses the pages, without page faults; afterwards they are returned."""
     code = """
 def faults(size=64 << 20):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -68,4 +68,4 @@ with hoarding():
     print(faults() < once / 4, resident() - before > 60e6)
 print(faults() < once / 4, resident() - before > 10e6)
 """
-    assert said(code, limits) == expected
+    assert output_of(code, limits) == expected

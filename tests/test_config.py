@@ -1,4 +1,4 @@
-"""Configurations: the table of tensors, the rules and what their errors say, the JSON round trip."""
+"""Configurations: presets, the table of tensors, validation, the JSON round trip."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import random
 import re
 
 import pytest
+from helpers import problems
 
 from tinylib.config import PRESETS, ConfigError, GPTConfig, TrainConfig, from_dict, from_json, to_json
 
@@ -36,11 +37,10 @@ def test_table_of_tensors(tied: bool):
 
 
 def test_every_problem_of_a_model_is_named_at_once():
-    with pytest.raises(ConfigError) as error:
-        GPTConfig(depth=0, dim=-64, vocab_size=2.5, seq_len=True, rope_theta=float("nan"), softcap=0)  # type: ignore[arg-type]
-    named = [problem.split("=")[0] for problem in error.value.problems]
-    assert named == ["depth", "dim", "vocab_size", "seq_len", "rope_theta", "softcap"]
-    assert all("use " in problem for problem in error.value.problems)
+    found = problems(GPTConfig, depth=0, dim=-64, vocab_size=2.5, seq_len=True, rope_theta=float("nan"), softcap=0)
+    assert [problem.split("=")[0] for problem in found] == \
+        ["depth", "dim", "vocab_size", "seq_len", "rope_theta", "softcap"]
+    assert all("use " in problem for problem in found)
 
 
 def test_a_head_that_does_not_divide_the_width_gets_the_nearest_legal_values():
@@ -48,15 +48,15 @@ def test_a_head_that_does_not_divide_the_width_gets_the_nearest_legal_values():
         GPTConfig(dim=500)
     with pytest.raises(ConfigError, match=r"dim=30 .*: use dim=64, or a head_dim that divides 30, such as 30"):
         GPTConfig(dim=30)
-    with pytest.raises(ConfigError, match=r"head_dim=63 is not an even .*use 62 or 64"):
+    with pytest.raises(ConfigError, match=r"head_dim=63 .*use 62 or 64"):
         GPTConfig(dim=504, head_dim=63)
 
 
 def test_every_problem_of_a_run_is_named_at_once():
-    with pytest.raises(ConfigError) as error:
-        TrainConfig(steps=0, device_batch_size=0, embedding_lr=-1, grad_clip=float("inf"), warmdown_fraction=2, keep=0)
-    named = [problem.split("=")[0] for problem in error.value.problems]
-    assert sorted(named) == ["device_batch_size", "embedding_lr", "grad_clip", "keep", "steps", "warmdown_fraction"]
+    found = problems(TrainConfig, steps=0, device_batch_size=0, embedding_lr=-1, grad_clip=float("inf"),
+                     warmdown_fraction=2, keep=0)
+    assert sorted(problem.split("=")[0] for problem in found) == \
+        ["device_batch_size", "embedding_lr", "grad_clip", "keep", "steps", "warmdown_fraction"]
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -95,7 +95,7 @@ def test_json_round_trip():
     assert set(json.loads(to_json(run))) == {field.name for field in dataclasses.fields(TrainConfig)}
 
 
-def test_an_unknown_field_is_refused_and_the_known_ones_are_listed():
+def test_an_unknown_field_is_an_error_that_lists_the_known_ones():
     with pytest.raises(ConfigError, match=r"n_layer=4 is not a field: fields are depth, dim"):
         from_dict(GPTConfig, {"n_layer": 4})
     with pytest.raises(ConfigError, match=r"GPTConfig: width=3"):

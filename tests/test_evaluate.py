@@ -6,19 +6,17 @@ import math
 
 import pytest
 import torch
+from helpers import randomised
 
 from tinylib import evaluate
 from tinylib.evaluate import bits_per_byte
-from tinylib.model import GPT
 from tinylib.shards import Shards
 from tinylib.tokenizer import Tokenizer
 
 
 def test_bits_per_byte_is_what_the_logits_say(tiny_shards, tiny) -> None:
     shards = Shards(tiny_shards, "val")
-    model = GPT(tiny.model)
-    for weight in model.parameters():
-        weight.data.normal_(0, 0.3)
+    model = randomised(tiny.model)
     bits, count = 0.0, 0
     with torch.no_grad():
         for x_BT, y_BT in shards.in_order(32, batch_size=1):
@@ -31,20 +29,13 @@ def test_bits_per_byte_is_what_the_logits_say(tiny_shards, tiny) -> None:
     assert bits_per_byte(model, shards, batch_size=3) == pytest.approx(bits / count, rel=1e-5)
 
 
-def test_document_bits_count_every_byte_once(tiny_shards, tiny) -> None:
-    tokenizer, model = Tokenizer.load(tiny_shards / "tokenizer"), GPT(tiny.model)
+def test_an_xz_stream_is_shorter_after_similar_text() -> None:
     texts = ["Return the sum.", "größe " * 60, "x"]
-    table = evaluate.document_bits(model, tokenizer, texts, batch_size=2)
-    assert table["bytes"].tolist() == [len(text.encode()) for text in texts]
-    assert table["tokens"].tolist() == [len(tokenizer.encode(text)) for text in texts]
-    assert table["bits"].tolist() == pytest.approx((table["tokens"] * math.log2(320)).tolist(), rel=0.01)
     assert evaluate.xz_stream_bits(texts, ["größe " * 60]) < evaluate.xz_stream_bits(texts)
 
 
 def test_token_bits_are_those_of_each_window_read_alone(tiny_shards, tiny) -> None:
-    tokenizer, model = Tokenizer.load(tiny_shards / "tokenizer"), GPT(tiny.model)
-    for weight in model.parameters():
-        weight.data.normal_(0, 0.3)
+    tokenizer, model = Tokenizer.load(tiny_shards / "tokenizer"), randomised(tiny.model)
     texts, seq_len = ["Return the mean. " * 12, "", "größe"], tiny.model.seq_len
     table = evaluate.token_bits(model, tokenizer, texts, batch_size=3)
     expected = []
@@ -58,8 +49,7 @@ def test_token_bits_are_those_of_each_window_read_alone(tiny_shards, tiny) -> No
                           -float(chances[at, token]) / math.log(2)) for at, token in enumerate(window[1:].tolist())]
     assert len(expected) > seq_len
     assert table.to_numpy() == pytest.approx(torch.tensor(expected, dtype=torch.float64).numpy(), rel=1e-4)
-    sums = evaluate.document_bits(model, tokenizer, texts)
-    assert sums["tokens"].tolist()[1] == 0 and sums["bits"].sum() == pytest.approx(table["bits"].sum())
+    assert table.groupby("document")["bytes"].sum().to_dict() == {0: len(texts[0].encode()), 2: len("größe".encode())}
 
 
 def test_the_bootstrap_agrees_with_the_formula_for_a_mean() -> None:
@@ -67,7 +57,7 @@ def test_the_bootstrap_agrees_with_the_formula_for_a_mean() -> None:
     low, high = evaluate.bootstrap(values, [1.0] * 400)
     reach = 1.96 * float(values.std()) / 400**0.5
     assert (low, high) == pytest.approx((values.mean() - reach, values.mean() + reach), abs=0.1 * reach)
-    # Twice as large documents count twice.
+    # A document of twice the size has twice the weight.
     assert evaluate.bootstrap([4.0, 4.0], [4.0, 1.0])[1] == 4.0 and evaluate.bootstrap([1.0], [2.0]) == (0.5, 0.5)
 
 

@@ -1,4 +1,4 @@
-"""TensorBoard's event files hold what metrics.jsonl holds, also after a resume, as its own reader finds it."""
+"""TensorBoard event files, read by TensorBoard's own reader, equal metrics.jsonl, also after a resume."""
 
 from __future__ import annotations
 
@@ -28,43 +28,43 @@ def scalars(directory):
                    [event.value for event in accumulator.Scalars(name)]) for name in accumulator.Tags()["scalars"]}
 
 
-def refuse_different(directory):
-    """Assert that the event files and the metrics say the same, step by step."""
-    found, told = scalars(directory), 0
+def check_same(directory):
+    """Assert that the event files and the metrics are equal, step by step."""
+    found, compared = scalars(directory), 0
     for kind in ("step", "eval"):
         frame = directory.metrics(kind)
         for name in set(frame) - {"time_s", "tokens", "mfu"}:
             steps, values = found.pop(f"{kind}/{name}")
             assert steps == list(frame.index), name
             np.testing.assert_array_equal(np.float32(values), np.float32(frame[name]), err_msg=name)
-            told += len(steps)
-    assert not found and told
+            compared += len(steps)
+    assert not found and compared
 
 
 @installed
 def test_event_files_equal_the_metrics(tiny):
     train(replace(tiny, tensorboard=True))
-    refuse_different(RunDirectory(tiny.run_dir))
+    check_same(RunDirectory(tiny.run_dir))
 
 
 @installed
 @pytest.mark.parametrize("kept", [[2, 4], []], ids=["from step 4", "from the start"])
-def test_what_came_after_the_checkpoint_is_void_after_a_resume(tiny, kept):
+def test_a_resume_purges_the_scalars_after_its_checkpoint(tiny, kept):
     config, directory = replace(tiny, tensorboard=True), RunDirectory(tiny.run_dir)
     train(config)
     for step in set(directory.saved_steps()) - set(kept):
         shutil.rmtree(directory.checkpoint_path(step))
     train(config, resume=True)
     assert len(list(directory.events.iterdir())) == 2
-    refuse_different(directory)
+    check_same(directory)
 
 
-def test_without_being_asked_nothing_is_written(tiny):
+def test_no_event_files_by_default(tiny):
     train(replace(tiny, steps=1))
     assert not RunDirectory(tiny.run_dir).events.exists()
 
 
-def test_a_missing_package_is_said_before_any_step(tiny, monkeypatch):
+def test_a_missing_package_is_an_error_before_any_step(tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     config = replace(tiny, tensorboard=True)
     with pytest.raises(ConfigError, match=r"tensorboard=True needs .*: pip install -e '\.\[tensorboard\]'"):

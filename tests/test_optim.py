@@ -1,4 +1,4 @@
-"""Optimizers: Muon against torch's, singular vectors kept, every tensor in one group."""
+"""Optimizers: Muon and AdamW against torch's, Newton–Schulz, parameter groups."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import randomised
 
+from tinylib.checks import UserError
 from tinylib.model import GPT
 from tinylib.optim import Muon, Optimizer, groups, learning_rate, newton_schulz
 
@@ -27,7 +29,7 @@ def test_muon_equals_torchs_in_bfloat16() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 32), (1, 32, 8), (5, 16, 16)])
-def test_orthogonalise_keeps_the_singular_vectors(shape) -> None:
+def test_newton_schulz_keeps_the_singular_vectors(shape) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     left, _, right = torch.linalg.svd(matrices, full_matrices=False)
     inner = left.mT @ newton_schulz(matrices) @ right.mT
@@ -48,3 +50,48 @@ def test_every_tensor_has_one_slot_in_one_group(tiny) -> None:
         optimizer.step(0)
         assert ("lm_head.weight/exp_avg" in optimizer.state()) is not tied
     assert learning_rate(0, tiny) == 1.0 and 0 < learning_rate(5, tiny) < 1
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_adamw_for_all_equals_torchs_with_decay_of_the_matrices_alone(tiny, decay) -> None:
+    config = replace(tiny, matrix_optimizer="adamw", weight_decay=decay, warmdown_fraction=0.0)
+    ours, theirs = randomised(config.model), randomised(config.model)
+    optimizer, named = Optimizer(ours, config), dict(theirs.named_parameters())
+    peers = [torch.optim.AdamW([named[name] for name in group.names], group.lr, config.adam_betas, config.adam_eps,
+                               decay if group.role == "matrix" else 0.0) for group in groups(config)]
+    generator = torch.Generator().manual_seed(0)
+    for step in range(3):
+        for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            mine.grad = torch.randn(mine.shape, generator=generator)
+            other.grad = mine.grad.clone()
+        optimizer.step(step)
+        for peer in peers:
+            peer.step()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("matrix_optimizer", ["muon", "adamw"])
+def test_weight_decay_shrinks_the_matrices_with_either_optimizer(tiny, matrix_optimizer) -> None:
+    def weights(decay: float) -> dict[str, torch.Tensor]:
+        config = replace(tiny, matrix_optimizer=matrix_optimizer, weight_decay=decay, warmdown_fraction=0.0)
+        model = randomised(config.model)
+        model(torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 4, dtype=torch.long)).backward()
+        Optimizer(model, config).step(0)
+        return {name: weight.detach() for name, weight in model.named_parameters()}
+
+    plain, decayed, start = weights(0.0), weights(0.5), dict(randomised(tiny.model).named_parameters())
+    for group in groups(replace(tiny, matrix_optimizer=matrix_optimizer)):
+        rate = group.lr * 0.5 if group.role == "matrix" else 0.0
+        for name in group.names:
+            torch.testing.assert_close(decayed[name], plain[name] - rate * start[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_state_that_does_not_fit_is_named_and_changes_nothing(tiny) -> None:
+    optimizer = Optimizer(GPT(tiny.model), tiny)
+    state = {name: torch.ones_like(value) for name, value in optimizer.state().items()}
+    state["wte.weight/exp_avg"] = torch.ones(1)    # copy_ would broadcast it
+    del state["blocks.0.mlp.up.weight/momentum"]
+    with pytest.raises(UserError, match=r"blocks\.0\.mlp\.up\.weight/momentum, wte\.weight/exp_avg"):
+        optimizer.load_state(state)
+    assert not any(value.any() for value in optimizer.state().values())

@@ -10,6 +10,7 @@ import psutil
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import randomised
 from torch import Tensor
 from transformers import NanoChatForCausalLM
 from transformers.models.nanochat.modeling_nanochat import NanoChatRotaryEmbedding
@@ -20,25 +21,12 @@ from tinylib.export import hf_config, hf_name, hf_state_dict
 from tinylib.model import GPT
 
 TOKENS = 2, 24
-"""Sequences and tokens of each: few, for what takes time and memory are the tables."""
+"""Sequences, and tokens of each: few, because the tables take most of the time and memory."""
 LARGE = ("nanochat-d20", "nanochat-d26", "nanochat-d32")
 
 
-def randomised(config: GPTConfig) -> GPT:
-    """A model with no zero in it, in which every path counts and many logits are in the bend of the softcap."""
-    with torch.device("meta"):
-        model = GPT(config)
-    model = model.to_empty(device="cpu")
-    generator = torch.Generator().manual_seed(config.dim)
-    for name, weight in model.named_parameters():
-        gain = 5.0 if weight is model.unembedding else 1.0
-        fan_in = 1 if name == "wte.weight" and not config.tied else weight.shape[1]
-        weight.data.uniform_(-1, 1, generator=generator).mul_(gain * (3 / fan_in) ** 0.5)
-    return model
-
-
 def peer_of(model: GPT) -> NanoChatForCausalLM:
-    """The class of `transformers` around the very same memory, so that d32 needs 7.5 GB for both."""
+    """The model of `transformers` on the same memory, so that both together need 7.5 GB for d32."""
     config = hf_config(model.config)
     with torch.device("meta"):
         peer = NanoChatForCausalLM(config).eval()
@@ -51,8 +39,8 @@ def peer_of(model: GPT) -> NanoChatForCausalLM:
 
 
 def compare(config: GPTConfig, shape: tuple[int, int] = TOKENS) -> None:
-    """Logits to 1e-4, then gradients to 1e-3 of the norm of each, ours freed as soon as they are compared."""
-    model = randomised(config)
+    """Logits agree to 1e-4 and gradients to 1e-3 of their norm; each of ours is freed once it is compared."""
+    model = randomised(config, seed=config.dim)
     peer = peer_of(model)
     x_BT = torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(1))
     theirs, ours = peer(input_ids=x_BT).logits, model(x_BT).detach()
@@ -89,7 +77,7 @@ def test_a_preset_equals_transformers(name: str, tied: bool) -> None:
 @pytest.mark.parametrize("name", LARGE)
 def test_a_large_preset_equals_transformers(name: str, tied: bool) -> None:
     config = replace(PRESETS[name], tied=tied)
-    # The weights once for both, their gradients once, and one table more for ours while it is made.
+    # Shared weights, the gradients of `transformers`, and the one table of ours whose gradient is being compared.
     gc.collect()
     needed = 4 * (2 * sizing.parameters(config).total + 2 * config.vocab_size * config.dim) + 1.5e9
     if psutil.virtual_memory().available < needed:

@@ -1,6 +1,6 @@
-"""What becomes of memory that is freed: by glibc's own rule neither the system nor the next tensor gets it for sure.
+"""glibc malloc settings (mallopt): return freed memory to the system, or keep it for the next tensor.
 
-Both ways are asked of glibc while they last.  Where there is none, or the user set its limits, nothing is changed.
+Each setting lasts for a `with` block.  Without glibc, or where the user has set glibc's own variables, nothing changes.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4    # names of mallopt(3), in <malloc.h>
-_USERS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4    # parameters of mallopt(3), from <malloc.h>
+_USER_SETTINGS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
 
 
 @contextmanager
 def frugal() -> Iterator[None]:
-    """While this lasts every block of 128 kB or more is mapped, so that freeing it frees memory.
+    """Fixed mmap threshold of 128 kB: larger blocks go back to the system when they are freed.
 
-    By itself glibc begins so, but raises that limit with each such block that is freed, up to 32 MB, and keeps what is
-    smaller: in training a tokenizer a fifth of the peak, for nobody.  Afterwards the limits are what they would have
-    grown to.
+    By default the threshold rises to the size of each mapped block that is freed, up to 32 MB, and smaller blocks stay
+    in the heap.  In tokenizer training that was a fifth of the peak memory.  Afterwards the thresholds are at the
+    values to which they would have risen.
     """
     mallopt = _glibc("mallopt")
     mallopt(_MMAP_THRESHOLD, 128 << 10)
@@ -34,10 +34,10 @@ def frugal() -> Iterator[None]:
 
 @contextmanager
 def hoarding() -> Iterator[None]:
-    """While this lasts a freed block stays with the process, for the next tensor of its size.
+    """No mmap and no trimming: freed blocks stay in the heap, for the next tensor of their size.
 
-    By itself glibc maps every block of 32 MB or more anew, and the system fills it with zeros, page by page, each time:
-    a tenth of the time of a training step on a CPU.  Afterwards what is free goes back.
+    By default glibc maps every block of 32 MB or more, and the kernel zeroes its pages each time: a tenth of a training
+    step on a CPU.  Afterwards the heap is trimmed.
     """
     mallopt = _glibc("mallopt")
     mallopt(_MMAP_MAX, 0)
@@ -51,10 +51,11 @@ def hoarding() -> Iterator[None]:
 
 
 def _glibc(name: str) -> Callable[..., object]:
-    """A function of glibc, or one that does nothing."""
-    theirs = sys.platform != "linux" or any(variable in os.environ for variable in _USERS)
-    return getattr(ctypes.CDLL(None), name, _nothing) if not theirs else _nothing
+    """The glibc function `name`, or a no-op where the settings must stay as they are."""
+    if sys.platform != "linux" or any(variable in os.environ for variable in _USER_SETTINGS):
+        return _no_op
+    return getattr(ctypes.CDLL(None), name, _no_op)
 
 
-def _nothing(*numbers: int) -> None:
+def _no_op(*numbers: int) -> None:
     pass

@@ -128,7 +128,7 @@ def check_same_run(state: dict[str, Any], config: TrainConfig, data: str, dtype:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run starts: a checkpoint (None: new weights), and its train state where it continues from there."""
+    """Starting point of a run: a checkpoint (None: new weights), and its train state where it continues from there."""
 
     folder: Path | None = None
     state: dict[str, Any] | None = None

@@ -155,12 +155,13 @@ class TrainConfig:
     matrix_lr: float = 0.02
     """Learning rate of the matrices of the blocks."""
     matrix_optimizer: MatrixOptimizer = "muon"
-    """What trains the matrices; "adamw" wants a `matrix_lr` about a tenth as large."""
+    """Optimizer of the matrices; "adamw" needs a `matrix_lr` about a tenth as large."""
     adam_betas: tuple[float, float] = (0.8, 0.95)
     adam_eps: float = 1e-10
     muon_momentum: float = 0.95
     """Momentum of Muon, warmed up from 0.85 over the first 300 steps (or the first fifth of a shorter run)."""
     weight_decay: float = 0.0
+    """Decoupled weight decay of the matrices, with either optimizer; the tables have none."""
     warmup_fraction: float = 0.0
     """Share of the steps over which the learning rate rises linearly."""
     warmdown_fraction: float = 0.6
@@ -254,9 +255,9 @@ def batch_problem(total_batch_size: int, device_batch_size: int, seq_len: int, w
 
     The one rule for batches, in tokens: total_batch_size is a multiple of device_batch_size × seq_len × world_size.
 
-    >>> batch_problem(5_000, 2, 1024, world_size=2)
-    'total_batch_size=5000 is not a multiple of device_batch_size × seq_len × processes = 2 × 1024 × 2 = 4096: use \
-4096, 8192 or 12288'
+    >>> batch_problem(90, 2, 16, world_size=2)
+    'total_batch_size=90 is not a multiple of device_batch_size × seq_len × processes = 2 × 16 × 2 = 64: use 64, 128 or \
+192'
     """
     unit = device_batch_size * seq_len * world_size
     if total_batch_size % unit == 0:
@@ -271,7 +272,7 @@ def batch_problem(total_batch_size: int, device_batch_size: int, seq_len: int, w
 
 
 def head_problem(dim: int, head_dim: int) -> str | None:
-    """What is wrong with heads of `head_dim` in a width of `dim`, and the nearest legal values; None if nothing is."""
+    """Problem with heads of `head_dim` in a width of `dim`, with the nearest legal values; None if there is none."""
     if head_dim % 2:
         return checks.check_int("head_dim", head_dim, least=2, step=2, why="RoPE rotates pairs of channels")
     if dim % head_dim == 0:

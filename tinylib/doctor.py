@@ -1,4 +1,4 @@
-"""Environment check: what this machine lacks for the course, and what to do about it."""
+"""Environment check: Python, packages, device, compiler, disk and Jupyter kernel."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ from tinylib import hardware, profiles
 
 @dataclass(frozen=True)
 class Check:
-    """One line of `doctor`: `state` is "ok", "warning" (a part is missing) or "error" (the course can't run)."""
+    """Result of one check."""
 
     name: str
     state: Literal["ok", "warning", "error"]
+    """"warning": a part of the course is slower or missing; "error": the course can't run."""
     detail: str
+    """What was found, and what to do if it isn't "ok"."""
 
 
 def doctor() -> list[Check]:
-    """What is here, what is missing and what to do about it, one line each; nothing is changed."""
+    """Check this machine for everything that the course needs; changes nothing."""
     return [_python(), *_packages(), *_torch(), _compiler(), _disk(), _kernel()]
 
 
 def _python() -> Check:
-    memory_gib = hardware.memory_bytes() / 2**30
-    return Check("python", "ok", f"{platform.python_version()}, {hardware.cores()} cores, {memory_gib:.0f} GiB of memory")
+    memory = f"{hardware.memory_bytes() / 2**30:.0f} GiB of memory"
+    return Check("python", "ok", f"{platform.python_version()}, {hardware.cores()} cores, {memory}")
 
 
 def _packages() -> list[Check]:
@@ -68,15 +70,15 @@ def _disk() -> Check:
     folder = profiles.home()
     free = shutil.disk_usage(folder if folder.exists() else Path.cwd()).free
     if free < 0.2e9:
-        return Check("disk", "error", f"{free / 1e9:.1f} GB free, the cpu profile writes 0.1 GB: free some space")
-    if free < 5e9:    # gpu: 1.5 GB of text, as many of tokens, two checkpoints of 0.4 GB for each of two runs
-        return Check("disk", "warning", f"{free / 1e9:.1f} GB free: enough for the cpu profile, gpu wants 5")
+        return Check("disk", "error", f"{free / 1e9:.1f} GB free, but the cpu profile writes 0.1 GB: free some space")
+    if free < 5e9:    # gpu: 1.5 GB of text, 1.5 GB of tokens, two checkpoints of 0.4 GB for each of two runs
+        return Check("disk", "warning", f"{free / 1e9:.1f} GB free: enough for the cpu profile; gpu needs 5 GB")
     return Check("disk", "ok", f"{free / 1e9:.0f} GB free")
 
 
 def _kernel() -> Check:
     if not _installed("ipykernel"):
-        return Check("kernel", "warning", "no ipykernel, so no notebooks: pip install -e .")
+        return Check("kernel", "warning", "no ipykernel, which notebooks need: pip install -e .")
     place = "the base environment" if sys.prefix == sys.base_prefix else "a virtual environment"
     return Check("kernel", "ok", f"ipykernel {metadata.version('ipykernel')} in {place}")
 

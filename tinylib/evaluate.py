@@ -1,7 +1,7 @@
-"""Bits per byte: what a model needs to say each byte of held-out text, whatever its tokenizer.
+"""Bits per byte, confidence intervals, and `xz` as a baseline.
 
-Bits per byte = Σ -log2 p(token) / Σ UTF-8 bytes, over tokens that stand for text.  Loss per token can't compare two
-vocabularies; bits per byte can, and it is what a compressor is judged by too, so `xz` draws the line to beat.
+Bits per byte = Σ -log2 p(token) / Σ UTF-8 bytes, over the tokens that are text.  Unlike the loss per token it compares
+models with different vocabularies, and models with compressors.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Score:
-    """What a text cost: `nats` over `tokens`, `text_nats` of them over the tokens that make up its `bytes`."""
+    """Summed cross-entropy of a text."""
 
     nats: float
     tokens: int
     text_nats: float
+    """Nats of the tokens that are text; special tokens have no bytes."""
     bytes: int
+    """UTF-8 bytes of the text."""
     stops: int = 0
-    """Processes that were asked to stop before they were through; with any, the rest is of a part of the text."""
+    """Processes that stopped early; if not 0, the other fields cover only a part of the text."""
 
     @property
     def loss(self) -> float:
@@ -49,17 +51,17 @@ class Score:
 
 
 def bits_per_byte(model: GPT, shards: Shards, *, max_tokens: int | None = None, batch_size: int = 8) -> float:
-    """Bits per byte of `model` on the first `max_tokens` tokens of `shards` (None: all), in windows of its context."""
+    """Bits per byte of `model` on the first `max_tokens` tokens of `shards` (None: all), in windows of `seq_len`."""
     return score(model, shards, max_tokens=max_tokens, batch_size=batch_size).bits_per_byte
 
 
 def score(model: GPT, shards: Shards, *, max_tokens: int | None = None, batch_size: int = 8, rank: int = 0,
           world_size: int = 1, all_reduce_sum: Callable[[Tensor], Tensor] = lambda tally: tally,
           stop_requested: Callable[[], bool] = lambda: False) -> Score:
-    """`bits_per_byte` with all that it is made of.
+    """Cross-entropy of `model` on `shards`, with the sums that `bits_per_byte` is computed from.
 
-    Among several processes each takes every `world_size`-th mini-batch, and `all_reduce_sum` adds a tensor up over all.
-    Each asks `stop_requested` before every mini-batch, and ends where it says so.
+    With several processes each evaluates every `world_size`-th mini-batch; `all_reduce_sum` adds up their tallies.
+    A process calls `stop_requested` before each mini-batch and stops if it returns True.
     """
     seq_len = model.config.seq_len
     windows = None if max_tokens is None else max(1, max_tokens // seq_len)
@@ -77,7 +79,7 @@ def score(model: GPT, shards: Shards, *, max_tokens: int | None = None, batch_si
 
 @torch.no_grad()
 def _tally(model: GPT, x_BT: Tensor, y_BT: Tensor, bytes_V: Tensor) -> Tensor:
-    """Nats, targets, nats of text and bytes of one mini-batch, in float64 on the CPU, which not every GPU has."""
+    """Nats, targets, nats of text and bytes of one mini-batch, in float64 on the CPU, because MPS has no float64."""
     device, y_R = model.wte.weight.device, y_BT.flatten()
     nats_R = model(x_BT.to(device), y_BT.to(device), reduction="none").cpu().double()
     counts_R = y_R >= 0
@@ -85,18 +87,11 @@ def _tally(model: GPT, x_BT: Tensor, y_BT: Tensor, bytes_V: Tensor) -> Tensor:
     return torch.stack([nats_R.sum(), counts_R.sum(), nats_R[bytes_R > 0].sum(), bytes_R.sum()]).double()
 
 
-def document_bits(model: GPT, tokenizer: Tokenizer, texts: Sequence[str], batch_size: int = 8) -> pd.DataFrame:
-    """Each document alone, from its BOS on, in windows of the context: a row with its bytes, tokens and bits."""
-    table = token_bits(model, tokenizer, texts, batch_size).groupby("document").agg(
-        bytes=("bytes", "sum"), tokens=("bits", "size"), bits=("bits", "sum"))
-    return table.reindex(range(len(texts)), fill_value=0).rename_axis(None)
-
-
 def token_bits(model: GPT, tokenizer: Tokenizer, texts: Sequence[str], batch_size: int = 8) -> pd.DataFrame:
-    """`document_bits` in full: a row for each token, in the order of the texts.
+    """Bits of each token, every document read alone from its BOS on, in windows of `seq_len`; one row per token.
 
-    Columns: `document` says which of `texts`, `place` which of its tokens, both from 0; `seen` is how many tokens the
-    model had before it, from 1, for the BOS or the last token of the former window counts; then its `bytes` and `bits`.
+    Columns: `document`, the index in `texts`; `place`, the index of the token in its document; `seen`, the number of
+    tokens in its context, at least 1 (the BOS, or the last token of the window before); `bytes`; `bits`.
     """
     import pandas as pd
 
@@ -116,7 +111,7 @@ def token_bits(model: GPT, tokenizer: Tokenizer, texts: Sequence[str], batch_siz
 
 def _document_windows(tokenizer: Tokenizer, texts: Sequence[str], seq_len: int,
                       batch_size: int) -> Iterator[tuple[list[tuple[int, int]], Tensor, Tensor]]:
-    """Mini-batches of windows, with document and start of each; long windows together, so that little is padding."""
+    """Mini-batches of windows with (document, start) of each, sorted by length so that little is padding."""
     windows = []
     for owner, ids in enumerate(tokenizer.encode_batch(texts)):
         ids = [tokenizer.bos, *ids]
@@ -134,7 +129,7 @@ def _document_windows(tokenizer: Tokenizer, texts: Sequence[str], seq_len: int,
 
 def bootstrap(bits: Sequence[float], sizes: Sequence[float], *, level: float = 0.95, samples: int = 2000,
               seed: int = 0) -> tuple[float, float]:
-    """Interval of Σ bits / Σ sizes, had chance picked other documents: they are drawn anew, with replacement.
+    """Bootstrap confidence interval of Σ bits / Σ sizes over documents.
 
     Source: Efron 1979, https://doi.org/10.1214/aos/1176344552; the percentile method.
 
@@ -148,7 +143,7 @@ def bootstrap(bits: Sequence[float], sizes: Sequence[float], *, level: float = 0
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Interval of the mean that a few `values`, such as one for each seed, are drawn around.
+    """Student's t confidence interval of the mean of a few `values`, such as one per seed.
 
     Raises ValueError for fewer than two values.
 
@@ -168,7 +163,7 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, flo
 
 
 def xz_bits(texts: Iterable[str]) -> list[int]:
-    """Bits that `xz -9` needs for each document by itself.
+    """Compressed size in bits of each document on its own, by `xz -9`.
 
     >>> xz_bits(["a" * 1000]) < [8 * 1000]
     True
@@ -178,7 +173,7 @@ def xz_bits(texts: Iterable[str]) -> list[int]:
 
 
 def xz_stream_bits(texts: Iterable[str], training: Iterable[str] = ()) -> int:
-    """Bits that `xz -9` needs for all documents as one stream, having read the `training` texts before."""
+    """Compressed size in bits of all documents as one stream, by `xz -9` after it has read the `training` texts."""
     before = "\n\n".join(training).encode()
     with ThreadPoolExecutor() as pool:
         whole, known = pool.map(_xz_bits, (before + "\n\n".join(texts).encode(), before))

@@ -1,6 +1,6 @@
-"""To `transformers` and back: the same weights as `NanoChatForCausalLM`, the same ids as `tokenizers`.
+"""Conversion to and from `transformers`: weights of `NanoChatForCausalLM`, tokenizer as `tokenizer.json`.
 
-Our model is the October-2025 nanochat architecture that `transformers` implements, so the export is exact.
+`transformers` implements the same October-2025 nanochat architecture, so the conversion is exact.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tinylib import checkpoint
+from tinylib.checks import UserError
 from tinylib.config import GPTConfig
+from tinylib.files import write_folder
 from tinylib.model import GPT, NORM_EPS
-from tinylib.rundir import write_folder
 from tinylib.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -28,9 +29,9 @@ _PARTS = {"attention.query": "self_attn.q_proj", "attention.key": "self_attn.k_p
 
 
 def export_transformers(folder: str | Path, out: str | Path) -> Path:
-    """Write the checkpoint in `folder` as a folder that `AutoModelForCausalLM.from_pretrained(out)` loads.
+    """Export a checkpoint and its tokenizer to `out`, for `AutoModelForCausalLM` and `AutoTokenizer.from_pretrained`.
 
-    With it goes `tokenizer.json`.  `out` appears whole or not at all.
+    The folder is written atomically.
     """
     folder, out = Path(folder), Path(out)
     model = checkpoint.load_model(folder)
@@ -49,9 +50,9 @@ def export_transformers(folder: str | Path, out: str | Path) -> Path:
 
 
 def import_transformers(folder: str | Path) -> GPT:
-    """The model in a folder that holds a `NanoChatForCausalLM`, such as `export_transformers` wrote.
+    """Import a `NanoChatForCausalLM` from a folder, such as one that `export_transformers` wrote.
 
-    Raises ValueError where it uses something that our model has not (grouped heads, an MLP that isn't 4·D wide).
+    Raises UserError if it has what our model lacks, such as grouped heads or an MLP that is not 4·D wide.
     """
     from transformers import NanoChatConfig
 
@@ -66,7 +67,7 @@ def import_transformers(folder: str | Path) -> GPT:
              for name in ("intermediate_size", "num_key_value_heads", "hidden_act", "rms_norm_eps", "attention_bias")
              if getattr(theirs, name) != getattr(expected, name)]
     if wrong:
-        raise ValueError(f"{folder} is not a model of ours: " + "; ".join(wrong))
+        raise UserError(f"{folder} is not a model of ours: " + "; ".join(wrong))
     model, stored = GPT(config), load_file(Path(folder) / "model.safetensors")
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -75,7 +76,7 @@ def import_transformers(folder: str | Path) -> GPT:
 
 
 def hf_config(config: GPTConfig, bos: int | None = None) -> NanoChatConfig:
-    """The `NanoChatConfig` of our `config`; every field whose default differs is set, so none is left to chance."""
+    """`NanoChatConfig` equivalent to `config`; sets every field whose default differs."""
     from transformers import NanoChatConfig
 
     return NanoChatConfig(
@@ -87,7 +88,7 @@ def hf_config(config: GPTConfig, bos: int | None = None) -> NanoChatConfig:
 
 
 def hf_name(name: str) -> str:
-    """What `NanoChatForCausalLM` calls our tensor.
+    """Parameter name in `NanoChatForCausalLM` of our tensor `name`.
 
     >>> hf_name("blocks.3.mlp.up.weight")
     'model.layers.3.mlp.fc1.weight'
@@ -101,5 +102,5 @@ def hf_name(name: str) -> str:
 
 
 def hf_state_dict(model: GPT) -> dict[str, Tensor]:
-    """The weights under the names of `NanoChatForCausalLM`; a tied table stands in it once."""
+    """State dict with the names of `NanoChatForCausalLM`; a tied table is in it once."""
     return {hf_name(name): weight.detach() for name, weight in model.named_parameters()}

@@ -1,4 +1,4 @@
-"""Sampling with a KV cache, streamed as text."""
+"""Autoregressive sampling with a KV cache, streamed as text."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from tinylib.checks import UserError
 from tinylib.model import GPT, KVCache
 
 if TYPE_CHECKING:
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
 
 def generate(model: GPT, tokenizer: Tokenizer, prompt: str = "", *, max_tokens: int = 128, temperature: float = 0.8,
              top_k: int | None = 50, seed: int = 0) -> Iterator[str]:
-    """Continue `prompt`, yielding text as it comes; ends after `max_tokens` or where the model ends the document.
+    """Sample a continuation of `prompt`, streamed as text; ends after `max_tokens` or where the document ends.
 
-    The document begins with one BOS token.  `temperature` 0 takes the likeliest token each time.
+    A BOS token precedes the prompt.  `temperature` 0 is greedy decoding.  Raises UserError as `generate_ids` does.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     ids = [tokenizer.bos, *tokenizer.encode(prompt)]
@@ -33,14 +34,14 @@ def generate(model: GPT, tokenizer: Tokenizer, prompt: str = "", *, max_tokens: 
 @torch.no_grad()
 def generate_ids(model: GPT, ids: list[int], *, max_tokens: int, temperature: float = 0.8, top_k: int | None = 50,
                  seed: int = 0) -> Iterator[int]:
-    """Sample up to `max_tokens` ids after `ids`.
+    """Sample `max_tokens` ids after `ids`, with a KV cache.
 
-    Where the context is full, the newer half of it is read again into an empty cache.
-    Raises ValueError for a temperature below zero, a top_k below one or no ids to start from.
+    When the context is full, a new cache is filled with the newer half of it.  Raises UserError for a temperature below
+    zero, a top_k below one, or no ids to start from.
     """
     if temperature < 0 or (top_k is not None and top_k < 1) or not ids:
-        raise ValueError(f"temperature={temperature} must be 0 or more, top_k={top_k} must be 1 or more or None, "
-                         f"and ids={ids} must hold at least one id")
+        raise UserError(f"temperature={temperature} must be 0 or more, top_k={top_k} must be 1 or more or None, "
+                        f"and ids={ids} must hold at least one id")
     device = model.wte.weight.device
     generator = torch.Generator(device).manual_seed(seed)
     context = model.config.seq_len
@@ -58,11 +59,11 @@ def generate_ids(model: GPT, ids: list[int], *, max_tokens: int, temperature: fl
 
 
 def pick(logits_V: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> int:
-    """One id drawn from softmax(logits / temperature) over the `top_k` likeliest."""
+    """Top-k sampling: one id from softmax(logits / temperature) over exactly the `top_k` largest logits (None: all)."""
     if temperature == 0:
         return int(logits_V.argmax())
     if top_k is not None and top_k < len(logits_V):
-        lowest = logits_V.topk(top_k).values[-1]
-        logits_V = logits_V.masked_fill(logits_V < lowest, -torch.inf)
+        largest = logits_V.topk(top_k)
+        logits_V = torch.full_like(logits_V, -torch.inf).scatter(0, largest.indices, largest.values)
     probability_V = (logits_V / temperature).softmax(0)
     return int(torch.multinomial(probability_V, 1, generator=generator))

@@ -1,4 +1,4 @@
-"""Devices of this machine: which are here, their precision, memory, peak FLOP/s and price per hour.
+"""Devices of this machine: precision, memory, peak FLOP/s and price per hour.
 
 Nothing is probed at import.
 """
@@ -15,20 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tinylib.checks import UserError, join_or
+
 
 @dataclass(frozen=True)
 class Accelerator:
-    """What one device can do, as its maker says, and what an hour of it costs."""
+    """Data-sheet figures of one accelerator, and its price per hour."""
 
     peak_flops: float
-    """Dense bfloat16 FLOP/s, sums in float32, no sparsity."""
+    """Dense bfloat16 FLOP/s with float32 accumulation, without sparsity."""
     memory_bytes: float
-    """As sold; a card reports some percent more, which its driver and allocator use up."""
+    """Nominal memory; a card reports some percent more, which its driver and allocator use."""
     link: float
-    """Bytes a second to the other devices of its machine, in one direction, without an optional bridge."""
+    """Bandwidth to the other devices of the machine in bytes per second, one direction, without an optional bridge."""
     usd_per_hour: float
     source: str
-    """Of the peak.  The price: RUNPOD, where nothing else is said."""
+    """Source of the peak, and of the price where that is not RUNPOD."""
 
 
 RUNPOD = "RunPod, secure, on demand, in SkyPilot's catalogue of August 2026"
@@ -47,34 +49,36 @@ ACCELERATORS: dict[str, Accelerator] = {
     "RTX 4090": Accelerator(165.2e12, 24e9, 32e9, 0.74, "NVIDIA Ada whitepaper"),
     "RTX 3090": Accelerator(71e12, 24e9, 32e9, 0.50, "NVIDIA GA102 whitepaper"),
 }
-"""By the part of a device's name that tells it from all others."""
+"""Known accelerators by the distinctive part of the device name."""
 _OTHER_MODELS = r"(?! (?:NVL|PCIe|Ti|D|SUPER|Laptop)\b)"
-"""Words after a name that make it another device's: an RTX 3090 Ti is no RTX 3090."""
+"""Suffixes that name another model: an RTX 3090 Ti is not an RTX 3090."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """A device that can train: `kind` is "cuda", "mps" or "cpu"; `count` devices of this kind are visible."""
+    """A kind of device that can train on this machine."""
 
     kind: str
+    """"cuda", "mps" or "cpu"."""
     name: str
     count: int
+    """Visible devices of this kind."""
     memory_bytes: int
     peak_flops: float | None
-    """Dense bf16 FLOP/s of one device; None where ACCELERATORS has no data sheet, so MFU reads "n/a"."""
+    """Peak FLOP/s of one device in bfloat16; None where ACCELERATORS lacks it, so MFU is None too."""
 
 
 def device(kind: str = "auto") -> Device:
-    """The device to train on: CUDA, else Apple's MPS, else the CPU; `kind` asks for one of them by name.
+    """Device to train on: `kind`, or with "auto" CUDA if present, else Apple's MPS, else the CPU.
 
-    Raises ValueError where the machine lacks it.
+    Raises UserError if this machine has no device of `kind`.
     """
     import torch
 
     kinds = [name for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()),
                                       ("cpu", True)) if there]
     if kind != "auto" and kind not in kinds:
-        raise ValueError(f"device={kind!r} is not on this machine: use auto, " + ", ".join(kinds))
+        raise UserError(f"device={kind!r} is not on this machine: use {join_or(['auto', *kinds])}")
     chosen = kinds[0] if kind == "auto" else kind
     if chosen != "cuda":
         return Device(chosen, platform.processor() or platform.machine(), 1, memory_bytes(), None)
@@ -85,7 +89,7 @@ def device(kind: str = "auto") -> Device:
 
 
 def accelerator(name: str) -> Accelerator | None:
-    """The data of the device that calls itself `name`; None where no data sheet is in ACCELERATORS.
+    """Entry of ACCELERATORS for a device name as the driver reports it; None if the model is not listed.
 
     >>> accelerator("NVIDIA H100 80GB HBM3").peak_flops, accelerator("NVIDIA L40"), accelerator("RTX 3090 Ti")
     (989000000000000.0, None, None)
@@ -95,7 +99,7 @@ def accelerator(name: str) -> Accelerator | None:
 
 
 def dtype(device: Device) -> tuple[Literal["float32", "bfloat16", "float16"], str]:
-    """The precision of matrix products in which `device` trains fastest, and the reason for it."""
+    """Fastest precision for matrix products on `device`, and the reason."""
     import torch
 
     if device.kind == "cuda":
@@ -111,7 +115,7 @@ def dtype(device: Device) -> tuple[Literal["float32", "bfloat16", "float16"], st
 
 
 def peak_memory_bytes(kind: str) -> int:
-    """Largest resident memory of this process so far; for "cuda" the largest that torch took of its current GPU."""
+    """Peak memory of this process in bytes: resident memory, or for "cuda" what torch allocated on its current GPU."""
     import psutil
 
     if kind == "cuda":
@@ -119,7 +123,7 @@ def peak_memory_bytes(kind: str) -> int:
 
         return int(torch.cuda.max_memory_allocated())
     status = Path("/proc/self/status")
-    if status.is_file():    # Linux; its getrusage would begin at the parent's size
+    if status.is_file():    # Linux, where getrusage of a child starts from its parent's peak
         return 1024 * int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())[0])
     memory = psutil.Process().memory_info()
     if hasattr(memory, "peak_wset"):    # Windows
@@ -130,26 +134,26 @@ def peak_memory_bytes(kind: str) -> int:
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Number of CPU cores available to this process (its affinity)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory_bytes() -> int:
-    """Main memory of the machine, in bytes."""
+    """Main memory of this machine in bytes."""
     import psutil
 
     return int(psutil.virtual_memory().total)
 
 
 def can_compile() -> tuple[bool, str]:
-    """Whether `torch.compile` can work on a CPU here, and what is missing if not.
+    """Whether `torch.compile` can build code for this CPU, and if not, what to install.
 
-    Inductor writes C++ and builds it against Python's headers.
+    Inductor generates C++ and compiles it against Python's headers.
     """
     if sys.platform == "win32":
-        return False, "torch.compile is not tried on Windows: training runs eagerly"
+        return False, "torch.compile is off on Windows: training runs eagerly"
     if not any(shutil.which(compiler) for compiler in (os.environ.get("CXX", "g++"), "g++", "clang++")):
         return False, "no C++ compiler: install g++ (Debian: apt-get install g++); until then training runs eagerly"
     if not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
         return False, "no Python.h: install Python's headers (Debian: python3-dev); until then training runs eagerly"
-    return True, "C++ compiler and Python headers are here"
+    return True, "C++ compiler and Python headers found"

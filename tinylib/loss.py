@@ -1,6 +1,6 @@
-"""Cross-entropy loss of softcapped logits in chunks of rows, with the gradients computed in the forward pass.
+"""Chunked cross-entropy of softcapped logits, with the gradients computed in the forward pass.
 
-So the logits [R, V] of a whole batch never exist at once and nothing of that size waits for the backward pass.
+At most one chunk of the logits [R, V] exists at a time, and nothing of their size is kept for the backward pass.
 
 Letters in shapes: R rows (tokens of a batch), D dim, V vocabulary.
 """
@@ -21,7 +21,7 @@ Kernel = Callable[[Tensor, Tensor, float | None], tuple[Tensor, Tensor]]
 
 
 def softcap(logits: Tensor, cap: float | None) -> Tensor:
-    """Logits squashed into (-cap, cap).
+    """Softcap: cap·tanh(logits / cap), which lies in (-cap, cap); None leaves the logits as they are.
 
     Source: Gemma 2, https://arxiv.org/abs/2408.00118, section 2.
     """
@@ -30,12 +30,11 @@ def softcap(logits: Tensor, cap: float | None) -> Tensor:
 
 def cross_entropy(x_RD: Tensor, table_VD: Tensor, y_R: Tensor, cap: float | None, reduction: Reduction = "mean",
                   chunk_rows: int | None = None, kernel: Kernel | None = None) -> Tensor:
-    """Cross-entropy in nats of the softcapped logits of R rows against targets; a target of -1 doesn't count.
+    """Cross-entropy in nats of the softcapped logits `x_RD @ table_VD.T` against targets `y_R`; -1 ignores a row.
 
-    "mean" is over the targets that count, "sum" over the rows, "none" gives [R] with 0 where nothing counts.  At most
-    `chunk_rows` × V logits exist at a time (None: `sizing.chunk_rows`), and for "mean" and "sum" the gradients
-    are made in the same pass, so that nothing of size R × V waits for the backward pass.  `kernel` is
-    `softcap_cross_entropy_fwd_bwd` or a compiled version of it.
+    "mean" averages over the rows that are not ignored; "none" returns [R], with 0 for ignored rows.  At most
+    `chunk_rows` × V logits exist at a time (None: `sizing.chunk_rows`).  For "mean" and "sum" the forward pass computes
+    the gradients too.  `kernel` is `softcap_cross_entropy_fwd_bwd` or a compiled version of it.
 
     >>> x_RD, table_VD = torch.eye(2), torch.zeros(8, 2)
     >>> cross_entropy(x_RD, table_VD, torch.tensor([3, -1]), 15.0).item() == torch.tensor(8.0).log().item()
@@ -43,7 +42,7 @@ def cross_entropy(x_RD: Tensor, table_VD: Tensor, y_R: Tensor, cap: float | None
     """
     kind = x_RD.device.type
     chunk_rows = chunk_rows or sizing.chunk_rows(table_VD.shape[0], kind)
-    if torch.is_autocast_enabled(kind):    # in-place products, as below, are not cast by themselves
+    if torch.is_autocast_enabled(kind):    # autocast does not cast the products with out= below
         x_RD = x_RD.to(torch.get_autocast_dtype(kind))
     if reduction == "none":
         chunks = zip(x_RD.split(chunk_rows), y_R.split(chunk_rows), strict=True)
@@ -54,7 +53,7 @@ def cross_entropy(x_RD: Tensor, table_VD: Tensor, y_R: Tensor, cap: float | None
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Sum of the cross-entropies; the gradients for a loss of 1 are made chunk by chunk in the forward pass."""
+    """Summed cross-entropy; the forward pass computes the gradients chunk by chunk, for an incoming gradient of 1."""
 
     @staticmethod
     def forward(ctx: Any, x_RD: Tensor, table_VD: Tensor, y_R: Tensor, cap: float | None, chunk_rows: int,
@@ -70,7 +69,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 dtable_VD.addmm_(dlogits.T, x)
             else:
                 dtable_VD += dlogits.T @ x
-            del dlogits    # before the next ones come
+            del dlogits    # so that two chunks never coexist
         ctx.save_for_backward(dx_RD, dtable_VD)
         return total
 
@@ -82,13 +81,12 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def softcap_cross_entropy_fwd_bwd(logits_RV: Tensor, y_R: Tensor, cap: float | None) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy, in float32, of R rows of raw logits and its gradient [R, V] with respect to them.
+    """Summed cross-entropy (float32) of raw logits, and its gradient [R, V] with respect to them.
 
-    With z = cap·tanh(logits / cap) the gradient is (softmax(z) - onehot(y))·(1 - tanh²).  Softcapped logits are
-    bounded, so their exponentials are summed as they are; tanh is taken from the exponential, the one function of
-    the kind that a CPU computes fast.  Where logits aren't bounded, the largest of a row is subtracted first.
-    Two tensors of the size of the logits are made and changed in place; the conversions from and to the precision of
-    the logits are in here, for compiled they cost no pass of their own.
+    With z = cap·tanh(logits / cap) the gradient is (softmax(z) - onehot(y))·(1 - tanh²).  Logits with a small cap are
+    bounded, so the exponentials need no maximum subtracted; otherwise it is the row's.  tanh is computed from exp,
+    because CPUs vectorize exp.  Two tensors of the size of the logits are allocated and changed in place.  The casts
+    from and to the precision of the logits are inside, so that the compiler fuses them.
     """
     counts_R1 = (y_R >= 0)[:, None]
     index_R1 = y_R.clamp(min=0)[:, None]

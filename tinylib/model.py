@@ -1,12 +1,12 @@
 """The GPT of the course and its KV cache.
 
 Exactly the October-2025 nanochat architecture: embedding → RMSNorm → L × (attention, MLP) → RMSNorm → head → softcap.
-No bias, no norm weights, RoPE then QK-norm, ReLU² in the MLP; so `12·L·D² + 2·V·D` parameters (tied: `12·L·D² + V·D`).
+No bias, no norm weights, RoPE then QK-norm, ReLU² in the MLP: `12·L·D² + 2·V·D` parameters (tied: `12·L·D² + V·D`).
 
 Letters in shapes: B batch, T tokens, D dim, F mlp, V vocabulary, L layers, N heads, H head dim.
 
-Source: https://github.com/karpathy/nanochat (nanochat/gpt.py, October 2025); the same computation as
-`transformers.NanoChatForCausalLM`, to which tests compare logits and gradients.
+Source: https://github.com/karpathy/nanochat (nanochat/gpt.py, October 2025).  Tests compare logits and gradients with
+`transformers.NanoChatForCausalLM`.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ NORM_EPS = 1e-6
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far, for `batch_size` sequences of up to `capacity` tokens."""
+    """KV cache: keys and values of past tokens, for `batch_size` sequences of up to `capacity` tokens."""
 
     def __init__(self, config: GPTConfig, batch_size: int, capacity: int, like: Tensor) -> None:
         shape = (config.depth, 2, batch_size, config.n_head, capacity, config.head_dim)
         self._store = torch.zeros(shape, dtype=like.dtype, device=like.device)
         self.capacity = capacity
         self.length = 0
-        """Tokens held, T₀."""
+        """Number of cached tokens, T₀."""
 
     def extend(self, layer: int, k_BNTH: Tensor, v_BNTH: Tensor) -> tuple[Tensor, Tensor]:
-        """Append T tokens to `layer`; returns all of its T₀ + T keys and values."""
+        """Append the keys and values of T tokens to `layer`; returns all T₀ + T.  Raises ValueError if it is full."""
         end = self.length + k_BNTH.shape[2]
         if end > self.capacity:
             raise ValueError(f"KVCache: {end} tokens do not fit capacity={self.capacity}: make a larger cache")
@@ -45,7 +45,7 @@ class KVCache:
         return keys[:, :, :end], values[:, :, :end]
 
     def advance(self, tokens: int) -> None:
-        """Count `tokens` as held, once every layer was extended by them."""
+        """Add `tokens` to the length, after every layer was extended by them."""
         self.length += tokens
 
 
@@ -74,7 +74,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """D → 4·D → D with ReLU² between."""
+    """Feed-forward network: D → 4·D → ReLU² → D."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention and MLP, each added to the residual stream and reading a normed copy of it."""
+    """Pre-norm transformer block: attention and MLP read the normed residual stream and add to it."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -100,10 +100,9 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A GPT; `model(x_BT)` gives logits [B, T, V], `model(x_BT, y_BT)` the mean loss in nats per target.
+    """Decoder-only transformer: `model(x_BT)` returns logits [B, T, V], `model(x_BT, y_BT)` the mean loss in nats.
 
-    A tied model has one table: there is no second tensor that could drift from the first, whatever moves, casts,
-    saves or loads the model.
+    A tied model has one table and no `lm_head`, so moving, casting, saving or loading it can't break the tie.
 
     >>> from tinylib.config import PRESETS
     >>> model = GPT(PRESETS["nano"])
@@ -119,7 +118,7 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.lm_head = None if config.tied else nn.Linear(config.dim, config.vocab_size, bias=False)
         self.recompute = False
-        """Whether a backward pass computes each block's activations again instead of keeping them."""
+        """Activation checkpointing: recompute each block in the backward pass instead of keeping its activations."""
         self._kernel: Kernel = softcap_cross_entropy_fwd_bwd
         self._compiled_hidden: Callable[[Tensor], Tensor] | None = None
         if not self.wte.weight.is_meta:
@@ -127,15 +126,12 @@ class GPT(nn.Module):
 
     @property
     def unembedding(self) -> Tensor:
-        """The table [V, D] that turns the last hidden state into logits; the tie is made here and nowhere else."""
+        """Output table [V, D]; for a tied model it is the embedding.  This is the only place where the tie is made."""
         return self.wte.weight if self.lm_head is None else self.lm_head.weight
 
     def forward(self, x_BT: Tensor, y_BT: Tensor | None = None, *, cache: KVCache | None = None,
                 reduction: Reduction = "mean") -> Tensor:
-        """Logits [B, T, V] in float32, or the loss in nats if targets are given.
-
-        Targets of -1 don't count.  `reduction` is that of `cross_entropy`.
-        """
+        """Logits [B, T, V] in float32, or with targets `y_BT` (-1: ignored) the loss in nats, reduced as asked."""
         compiled = self._compiled_hidden is not None and cache is None and torch.is_grad_enabled()
         x_BTD = self._compiled_hidden(x_BT) if compiled else self.hidden(x_BT, cache)
         if y_BT is None:
@@ -144,12 +140,13 @@ class GPT(nn.Module):
                              kernel=self._kernel)
 
     def compile_for_training(self, on: bool = True) -> None:
-        """Compile the blocks and the loss for passes with gradients (or go back); names of weights stay as they are."""
+        """Compile the hidden layers and the loss for training passes, or undo it; parameter names do not change."""
+        kernel = softcap_cross_entropy_fwd_bwd
         self._compiled_hidden = torch.compile(self.hidden, dynamic=False) if on else None
-        self._kernel = torch.compile(softcap_cross_entropy_fwd_bwd, dynamic=False) if on else softcap_cross_entropy_fwd_bwd
+        self._kernel = torch.compile(kernel, dynamic=False) if on else kernel
 
     def hidden(self, x_BT: Tensor, cache: KVCache | None = None) -> Tensor:
-        """The normed output of the last block, [B, T, D]."""
+        """Normed output of the last block, [B, T, D]."""
         start_pos = 0 if cache is None else cache.length
         rope = rope_table(start_pos, x_BT.shape[1], self.config.head_dim, self.config.rope_theta, x_BT.device)
         x_BTD = rms_norm(self.wte(x_BT))
@@ -168,11 +165,11 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int = 0) -> None:
-        """Draw every weight; the same seed gives the same weights on every device.
+        """Initialize all weights; the same seed gives the same weights on every device.
 
-        The first logits are zero or nearly so, so the first loss is ln V.  Untied that takes a head of zeros, and the
-        embedding has std 1.  A tied table must be small instead, for a token's logit for itself is about std·D: at
-        std 1/(2·D) it is 1/2 before any training, and the model does not start as a copier.
+        The first logits are nearly 0, so the first loss is ln V.  An untied model has an embedding of std 1 and a zero
+        head.  In a tied model a token's logit for itself is about std·D, so the table has std 1/(2·D): that logit
+        starts at 1/2, and the model does not start by copying its input.
         """
         generator = torch.Generator().manual_seed(seed)
         for name, weight in self.named_parameters():
@@ -189,7 +186,7 @@ class GPT(nn.Module):
 
 
 def rms_norm(x: Tensor) -> Tensor:
-    """`x` with its last axis scaled to a root mean square of 1; no weights.
+    """RMSNorm over the last axis, without weights.
 
     Source: Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467, eq. 4, with eps 1e-6 under the root.
     """
@@ -197,9 +194,9 @@ def rms_norm(x: Tensor) -> Tensor:
 
 
 def rope_table(start: int, tokens: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [T, H/2] of the angles of positions `start` … `start + tokens - 1`, in float32.
+    """RoPE angles: cosine and sine [T, H/2] for positions `start` … `start + tokens - 1`, in float32.
 
-    Computed anew in each pass: it costs nothing beside the blocks, and a buffer that is not there can't go stale.
+    Computed in each forward pass, at negligible cost, so the model needs no buffer for them.
 
     Source: Su et al. 2021, https://arxiv.org/abs/2104.09864, eq. 15.
     """
@@ -210,14 +207,14 @@ def rope_table(start: int, tokens: int, head_dim: int, theta: float, device: tor
 
 
 def apply_rotary_emb(x_BNTH: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
-    """Turn channel pairs (h, h + H/2) by minus the angle of their position: nanochat's sign convention."""
+    """Rotary embedding: rotate channel pairs (h, h + H/2) by minus the angle of their position (nanochat's sign)."""
     first, second = x_BNTH.chunk(2, dim=-1)
     cos_TH, sin_TH = cos_TH.to(x_BNTH.dtype), sin_TH.to(x_BNTH.dtype)
     return torch.cat((first * cos_TH + second * sin_TH, second * cos_TH - first * sin_TH), dim=-1)
 
 
 def attention(q_BNTH: Tensor, k_BNSH: Tensor, v_BNSH: Tensor, start_pos: int) -> Tensor:
-    """Attention of T queries, the first of which stands at position `start_pos`, to keys at positions 0 … S-1."""
+    """Causal attention of T queries at positions `start_pos` … to S keys at positions 0 … S-1."""
     if start_pos == 0:
         return F.scaled_dot_product_attention(q_BNTH, k_BNSH, v_BNSH, is_causal=True)
     if q_BNTH.shape[2] == 1:

@@ -1,7 +1,7 @@
-"""Who trains which tensor, and how fast: Muon for the matrices, AdamW for the tables, one schedule, one loss scale.
+"""Optimizers by parameter role, learning-rate schedule, gradient scaling: Muon for matrices, AdamW for tables.
 
-Groups come from the roles in `GPTConfig.tensors()`, never from shapes: a table never lands in Muon, and a tied table
-is one tensor in one group.
+Parameter groups follow the roles in `GPTConfig.tensors()`, not shapes, so Muon never gets a table, and a tied table is
+one tensor in one group.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tinylib.checks import UserError
 from tinylib.config import TrainConfig
 from tinylib.model import GPT
 
@@ -23,17 +24,17 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised: the update of a matrix has singular values near 1, whatever its gradient's were.
+    """Muon: Nesterov momentum, then Newton–Schulz orthogonalization, so that an update has singular values near 1.
 
-    Matrices of one shape are orthogonalised as one batch.  Among several processes each takes its share of every batch;
-    all of them end with the same weights and momenta.
+    Matrices of one shape are orthogonalized as one batch, split among the processes; all processes end with the same
+    weights and momenta.
 
     Source: Jordan 2024, https://kellerjordan.github.io/posts/muon; learning rate times √max(1, rows / columns).
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0,
                  dtype: torch.dtype = torch.float32) -> None:
-        """`dtype` is that of the iteration: the one in which the device multiplies fast will do."""
+        """`dtype` is the precision of the Newton–Schulz iteration; bfloat16 suffices."""
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self._dtype = dtype
         for group in self.param_groups:
@@ -44,7 +45,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every matrix from its `.grad`."""
+        """Update every matrix from its `.grad`; `closure` must be None."""
         for group in self.param_groups:
             for weights in _by_shape(group["params"]):
                 self._update(weights, group)
@@ -63,7 +64,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def newton_schulz(x_KMN: Tensor, dtype: torch.dtype = torch.float32, steps: int = 5) -> Tensor:
-    """K matrices with their singular values moved near 1 (to about 0.7 … 1.2) by Newton–Schulz steps.
+    """Newton–Schulz orthogonalization of K matrices [M, N]: singular values move to about 0.7 … 1.2.
 
     >>> x_KMN = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0))
     >>> singular = torch.linalg.svdvals(newton_schulz(x_KMN))
@@ -81,7 +82,7 @@ def newton_schulz(x_KMN: Tensor, dtype: torch.dtype = torch.float32, steps: int 
 
 
 def _shared(x_KMN: Tensor, dtype: torch.dtype) -> Tensor:
-    """`newton_schulz`, each process doing its share of the K matrices."""
+    """`newton_schulz` with the K matrices split among the processes and the results all-gathered."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return newton_schulz(x_KMN, dtype)
     world, count = dist.get_world_size(), len(x_KMN)
@@ -104,16 +105,19 @@ def _by_shape(weights: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 @dataclass(frozen=True)
 class Group:
-    """Tensors of one role, the optimizer they go to, and its peak learning rate."""
+    """Parameter group: tensors of one role with one optimizer."""
 
     role: str
     optimizer: str
+    """"Muon" or "AdamW"."""
     lr: float
+    """Peak learning rate."""
+    weight_decay: float
     names: tuple[str, ...]
 
 
 def groups(config: TrainConfig) -> tuple[Group, ...]:
-    """Which tensors train how: one group a role, each tensor in exactly one.
+    """Parameter groups of a run, one per role; each tensor is in exactly one.  Only matrices have weight decay.
 
     >>> from tinylib.config import PRESETS
     >>> [(group.role, group.optimizer, len(group.names)) for group in groups(TrainConfig(PRESETS["nano"]))]
@@ -125,13 +129,14 @@ def groups(config: TrainConfig) -> tuple[Group, ...]:
     width = (config.model.dim / 768) ** -0.5
     rates = {"embedding": config.embedding_lr * width, "unembedding": config.unembedding_lr * width,
              "tied": config.tied_lr * width, "matrix": config.matrix_lr}
-    makers = {"matrix": "Muon" if config.matrix_optimizer == "muon" else "AdamW"}
-    return tuple(Group(role, makers.get(role, "AdamW"), rates[role], tuple(members))
+    muon = {"matrix"} if config.matrix_optimizer == "muon" else set()
+    return tuple(Group(role, "Muon" if role in muon else "AdamW", rates[role],
+                       config.weight_decay if role == "matrix" else 0.0, tuple(members))
                  for role, members in names.items())
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Multiplier of every learning rate at `step`: up linearly, flat, then down linearly towards zero.
+    """Multiplier of all learning rates at `step`: linear warm-up, constant, linear warm-down towards zero.
 
     >>> config = TrainConfig(steps=10, warmup_fraction=0.2, warmdown_fraction=0.5)
     >>> [learning_rate(step, config) for step in range(10)]
@@ -144,16 +149,16 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 def muon_momentum(step: int, config: TrainConfig) -> float:
-    """Momentum of Muon at `step`: from 0.85 up to its value in 300 steps, or in a fifth of a shorter run."""
+    """Momentum warm-up of Muon: from 0.85 linearly to `config.muon_momentum` in min(300, steps / 5) steps."""
     warmup = min(300, config.steps / 5)
     return 0.85 + (config.muon_momentum - 0.85) * min(1.0, step / warmup)
 
 
 class Optimizer:
-    """Both optimizers and their schedule; its state is a flat dictionary of tensors under the weights' names."""
+    """One optimizer per parameter group, with their schedule; the state is a flat dictionary of tensors."""
 
     def __init__(self, model: GPT, config: TrainConfig, dtype: torch.dtype = torch.float32) -> None:
-        """`dtype` is that of the matrix products of an update; weights and state are float32."""
+        """`dtype` is the precision of Newton–Schulz; weights and state are float32."""
         self._config = config
         self._names = {weight: name for name, weight in model.named_parameters()}
         weights = dict(model.named_parameters())
@@ -162,7 +167,7 @@ class Optimizer:
             self._parts.append((_make(group, [weights[name] for name in group.names], config, dtype), group))
 
     def step(self, step: int) -> float:
-        """Update the weights from their gradients as the schedule wants at `step`; returns the rates' multiplier."""
+        """Update the weights with the learning rates of `step`; returns the multiplier of the rates."""
         multiplier = learning_rate(step, self._config)
         for optimizer, group in self._parts:
             settings = optimizer.param_groups[0]
@@ -173,26 +178,28 @@ class Optimizer:
         return multiplier
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor of the state: "blocks.0.mlp.up.weight/momentum", "wte.weight/exp_avg" …"""
+        """Optimizer state by name: "blocks.0.mlp.up.weight/momentum", "wte.weight/exp_avg" …"""
         return {f"{self._names[weight]}/{key}": value
                 for optimizer, _ in self._parts for weight, values in optimizer.state.items()
                 for key, value in values.items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Copy in a state that `state` returned; raises KeyError where a tensor is missing."""
+        """Copy in a state that `state` returned; raises UserError if a tensor is missing or has another shape."""
         own = self.state()
-        missing = sorted(own.keys() - state.keys())
-        if missing:
-            raise KeyError(f"no optimizer state for {', '.join(missing)}: the checkpoint is of another model")
+        wrong = [name for name in sorted(own) if name not in state or state[name].shape != own[name].shape]
+        if wrong:
+            raise UserError(f"optimizer state does not fit the model: {', '.join(wrong)} missing or of another shape: "
+                            "resume with the model and matrix_optimizer of the checkpoint")
         for name, value in own.items():
             value.copy_(state[name])
 
 
 class GradScaler:
-    """A factor on the loss that keeps the small gradients of float16 above its smallest number, 6e-8.
+    """Dynamic loss scaling for float16, whose smallest positive number is 6e-8.
 
-    Where gradients overflow the factor is halved and the update left out; after `patience` good updates it doubles.
-    Other precisions have float32's range: for them it stays 1, and gradients that aren't finite are an error.
+    If gradients overflow, the scale is halved and the update skipped; after `patience` finite updates it doubles.
+    bfloat16 and float32 have the exponent range to do without: for them the scale stays 1, and gradients that are not
+    finite are an error.
 
     Source: Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740, section 3.2.
 
@@ -205,13 +212,13 @@ class GradScaler:
         self.scales = dtype == torch.float16
         self.value = first if self.scales else 1.0
         self.good = 0
-        """Good updates since the factor last changed."""
+        """Consecutive updates with finite gradients."""
         self._patience = patience
 
     def update(self, finite: bool) -> bool:
-        """Take in whether the gradients are finite; returns whether they may be used.
+        """Adapt the scale to whether the gradients are finite; returns whether to apply the update.
 
-        Raises FloatingPointError where no scale would help.
+        Raises FloatingPointError if they are not finite and the scale can't be lowered.
         """
         if not finite and self.value <= 1.0:
             raise FloatingPointError("gradients are not finite")
@@ -225,10 +232,10 @@ class GradScaler:
 
 def _make(group: Group, weights: list[Tensor], config: TrainConfig, dtype: torch.dtype) -> torch.optim.Optimizer:
     if group.optimizer == "Muon":
-        return Muon(weights, lr=group.lr, momentum=config.muon_momentum, weight_decay=config.weight_decay, dtype=dtype)
-    adamw = torch.optim.AdamW(weights, lr=group.lr, betas=config.adam_betas, eps=config.adam_eps, weight_decay=0.0,
-                              fused=True)
-    for weight in weights:    # by itself it begins at the first update, which float16 may leave out before a checkpoint
+        return Muon(weights, lr=group.lr, momentum=config.muon_momentum, weight_decay=group.weight_decay, dtype=dtype)
+    adamw = torch.optim.AdamW(weights, lr=group.lr, betas=config.adam_betas, eps=config.adam_eps,
+                              weight_decay=group.weight_decay, fused=True)
+    for weight in weights:    # AdamW creates its state at the first update, which float16 may skip before a checkpoint
         adamw.state[weight] = {"step": torch.zeros((), device=weight.device),
                                "exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
     return adamw

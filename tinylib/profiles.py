@@ -1,4 +1,4 @@
-"""Profiles smoke, cpu and gpu: every size that a notebook uses; the home folder; the reader's own design."""
+"""Profiles smoke, cpu and gpu: every size that a notebook uses; the home folder; the reader's own model."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from tinylib.config import PRESETS, ConfigError, GPTConfig, TrainConfig, from_js
 
 @dataclass(frozen=True)
 class Profile:
-    """The sizes that fit one kind of machine; notebooks take every size from here."""
+    """Sizes for one kind of machine; notebooks take every size from here."""
 
     name: Literal["smoke", "cpu", "gpu"]
     corpus: str
     """Name of the corpus, for `tinylib.corpus.load`."""
     train: TrainConfig
-    """The run of notebook 04; `train.model` is the untied model of the course."""
+    """Configuration of the run in notebook 04; `train.model` is the untied model of the course."""
     nproc_per_node: int | Literal["auto"]
 
     @property
     def data(self) -> Path:
-        """Where this profile keeps its tokenizer and shards."""
+        """Folder of this profile's tokenizer and shards."""
         return home() / "data" / self.name
 
     @property
@@ -39,17 +39,17 @@ class Profile:
 
     @property
     def design(self) -> Path:
-        """The reader's own model, which takes the place of the profile's; written by notebook 01 or `save_design`."""
+        """File of the reader's own model, which replaces the profile's; written by notebook 01 or `save_design`."""
         return self.data / "design.json"
 
     @property
     def runs(self) -> Path:
-        """Where this profile's run directories lie."""
+        """Folder of this profile's run directories."""
         return home() / "runs" / self.name
 
 
 def home() -> Path:
-    """The folder that holds `data/` and `runs/`: $TINYLIB_HOME, else this checkout, else the working directory."""
+    """Folder of `data/` and `runs/`: $TINYLIB_HOME, else this checkout, else the working directory."""
     if "TINYLIB_HOME" in os.environ:
         return Path(os.environ["TINYLIB_HOME"])
     checkout = Path(__file__).resolve().parent.parent
@@ -57,37 +57,38 @@ def home() -> Path:
 
 
 def profile(name: str | None = None) -> Profile:
-    """The profile called `name`, else $TINYLIB_PROFILE, else "gpu" where CUDA is and "cpu" elsewhere.
+    """The profile `name`, else $TINYLIB_PROFILE, else "gpu" if CUDA is available, else "cpu".
 
-    Its model is the reader's own where `save_design` wrote one.  Raises ConfigError for a broken file of that.
+    Its model is the reader's own if `save_design` wrote one.  Raises UserError for an unknown name, ConfigError if the
+    design file is broken.
 
     >>> profile("smoke").train.model.dim
     64
     """
-    chosen = _own(name)
+    chosen = _standard(name)
     if not chosen.design.is_file():
         return chosen
     return replace(chosen, train=_with_design(chosen, chosen.design.read_text(encoding="utf-8")))
 
 
-def _own(name: str | None) -> Profile:
-    """The profile as it is without a design of the reader's."""
+def _standard(name: str | None) -> Profile:
+    """The profile with its own model, whatever design was saved."""
     name = name or os.environ.get("TINYLIB_PROFILE") or ("gpu" if hardware.device().kind == "cuda" else "cpu")
     if name not in _PROFILES:
-        raise ValueError(f"TINYLIB_PROFILE={name!r} is not a profile: use " + ", ".join(_PROFILES))
+        raise checks.UserError(f"profile={name!r} (TINYLIB_PROFILE) is not a profile: use {checks.join_or(_PROFILES)}")
     chosen = _PROFILES[name]
     return replace(chosen, train=replace(chosen.train, data=str(chosen.shards), run_dir=str(chosen.runs / "untied")))
 
 
 def save_design(config: GPTConfig, profile_name: str | None = None) -> Path:
-    """Make `config` the model that the profile trains from now on, in every notebook and verb; returns its file.
+    """Save `config` as the model of the profile, for every notebook and verb; returns its file.
 
-    Delete the file to go back to the profile's own.  Raises ConfigError for a tied model, for the course compares with
-    that later, and where the profile's batch does not suit it.
+    Delete the file to return to the profile's own model.  Raises ConfigError if the model is tied, because notebook 06
+    ties it, or if the profile's batch is no multiple of its context.
     """
-    chosen = _own(profile_name)
-    checks.raise_if(f"design {chosen.design}", ["tied=True comes last in the course, in notebook 06: use tied=False"]
-                 if config.tied else [])
+    chosen = _standard(profile_name)
+    tied = "tied=True is what notebook 06 makes of an untied model: use tied=False"
+    checks.raise_if(f"design {chosen.design}", [tied if config.tied else None])
     _with_design(chosen, to_json(config))
     chosen.design.parent.mkdir(parents=True, exist_ok=True)
     chosen.design.write_text(to_json(config) + "\n", encoding="utf-8")
@@ -95,13 +96,13 @@ def save_design(config: GPTConfig, profile_name: str | None = None) -> Path:
 
 
 def _with_design(chosen: Profile, text: str) -> TrainConfig:
-    """The run of a profile with the model that `text` holds."""
+    """The profile's run with the model in `text` (JSON)."""
     try:
         return replace(chosen.train, model=from_json(GPTConfig, text))
     except ConfigError as error:
         raise ConfigError(f"design {chosen.design}", error.problems) from None
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"design {chosen.design}", [f"{error}, so it holds no model: delete it"]) from None
+        raise ConfigError(f"design {chosen.design}", [f"{error}: not a model as JSON; delete the file"]) from None
 
 
 _PROFILES: dict[str, Profile] = {
