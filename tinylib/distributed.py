@@ -1,11 +1,14 @@
-"""Distributed training: init of the process group, all-reduce, coordinated stop."""
+"""Distributed training: init of the process group, all-reduce, coordinated stop, records of failed ranks."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import signal
+import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +19,7 @@ from torch import Tensor
 
 from tinylib import hardware
 from tinylib.checks import UserError
+from tinylib.rundir import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -91,3 +95,25 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def record_failure(error: BaseException, world: World, directory: RunDirectory) -> None:
+    """Write the failure of this rank into the run directory, as far as its disk allows.
+
+    A run that had ended well and could not be resumed stays what it was.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        error.add_note("the disk is full: free some space and resume; whole checkpoints are untouched, of steps "
+                       f"{directory.saved_steps() or 'none'}")
+    # A killed rank's connections break a moment before the process is gone.
+    deadline_s = time.monotonic() + (2.0 if world.size > 1 and isinstance(error, RuntimeError) else 0.0)
+    while not (killed := directory.killed_ranks()) and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+    for role, process in killed.items():
+        error.add_note(f"{role} (pid {process.pid}) was killed from outside: the system does so when memory runs out")
+    with contextlib.suppress(OSError):    # a full disk must not hide the error
+        directory.write_error(world.rank, "".join(traceback.format_exception(error)))
+    with contextlib.suppress(OSError):
+        if world.rank == 0 and directory.status()["state"] not in ("finished", "stopped"):
+            reason = "; ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
+            directory.write_status("failed", error=reason)

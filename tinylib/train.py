@@ -7,13 +7,10 @@ so one all-reduce of one flat tensor, whose layout never changes, gives the grad
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import time
-import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,7 @@ from tinylib.allocator import hoarding
 from tinylib.checkpoint import Start, find_start
 from tinylib.checks import UserError
 from tinylib.config import TrainConfig
-from tinylib.distributed import World, init_distributed, stop_signals
+from tinylib.distributed import World, init_distributed, record_failure, stop_signals
 from tinylib.evaluate import score
 from tinylib.events import check_tensorboard, event_files
 from tinylib.model import GPT
@@ -61,32 +58,10 @@ def train(config: TrainConfig, resume: bool = False, callback: Callback | None =
             trainer.compile()
             return trainer.run()
         except BaseException as error:
-            _record_failure(error, world, directory)
+            record_failure(error, world, directory)
             raise
         finally:
             directory.remove_pid(f"rank{world.rank}")    # a notebook that trained lives on, its run doesn't
-
-
-def _record_failure(error: BaseException, world: World, directory: RunDirectory) -> None:
-    """Write the failure of this rank into the run directory, as far as its disk allows.
-
-    A run that had ended well and could not be resumed stays what it was.
-    """
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        error.add_note("the disk is full: free some space and resume; whole checkpoints are untouched, of steps "
-                       f"{directory.saved_steps() or 'none'}")
-    # A killed rank's connections break a moment before the process is gone.
-    deadline_s = time.monotonic() + (2.0 if world.size > 1 and isinstance(error, RuntimeError) else 0.0)
-    while not (killed := directory.killed_ranks()) and time.monotonic() < deadline_s:
-        time.sleep(0.02)
-    for role, process in killed.items():
-        error.add_note(f"{role} (pid {process.pid}) was killed from outside: the system does so when memory runs out")
-    with suppress(OSError):    # a full disk must not hide the error
-        directory.write_error(world.rank, "".join(traceback.format_exception(error)))
-    with suppress(OSError):
-        if world.rank == 0 and directory.status()["state"] not in ("finished", "stopped"):
-            reason = "; ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
-            directory.write_status("failed", error=reason)
 
 
 class Trainer:
