@@ -1,7 +1,7 @@
-"""Documents to memory-mapped token files, and the batch of step n as a pure function of (shards, seed, n, batch size).
+"""Token shards: documents as memory-mapped token files, the batch of step n as a pure function, prefetch.
 
-`build` encodes in parallel and goes on where a killed build stopped; `Shards` reads; `Loader` prepares the next batch
-while the device computes.
+`build` encodes documents in parallel; `Shards` reads them; `Batch` names the global batch of a step; `Loader` reads
+batches ahead of the device.
 """
 
 from tinylib.shards.building import build

@@ -1,15 +1,19 @@
-"""Documents to token files: encoded in parallel, appended in one order, gone on with after a kill.
+"""Documents to token files, encoded in parallel; finished parts are kept when a build is killed.
 
-Text goes through in parts of about PART_CHARACTERS.  Processes encode them in any order; their ids are appended in the
-order of the documents.  So the files are the same with any number of processes and of interruptions.
+Documents are grouped into parts of about PART_CHARACTERS, whatever the number of processes.  The tokens of a part are a
+file of their own, named by a hash of text and tokenizer, so the next build of the same documents finds it.  The token
+files are the parts in the order of the documents.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain
@@ -18,112 +22,185 @@ from typing import Any
 
 import numpy as np
 
-from tinylib import checks, hardware
-from tinylib.shards.journal import Journal
+from tinylib import checks, files, hardware
+from tinylib.checks import UserError
+from tinylib.shards.parts import Workers, pack, read_part, write_part
 from tinylib.shards.reading import IDS, Shards
-from tinylib.shards.workers import Encoded, Workers, encode, pack
-from tinylib.tokenizer import Tokenizer, batched
+from tinylib.tokenizer import Tokenizer, batch_texts
 
 PART_CHARACTERS = 1_000_000
-"""What is encoded at once, and hashed, appended and kept as a whole."""
+"""Characters that are encoded, hashed and kept together."""
 SMALL_CHARACTERS = 4_000_000
-"""So much text is encoded in this process: others would hardly have started by then."""
+"""So much text is encoded in this process: workers take longer to start."""
 
 
 def build(documents: Mapping[str, Iterable[str]], tokenizer: Tokenizer, folder: str | os.PathLike[str], *,
-          tokens_per_file: int = 100_000_000, processes: int | None = None, fresh: bool = False,
-          progress: bool = False) -> Shards:
-    """Encode the documents of each split into `folder`, which appears whole or not at all; opens the first split.
+          tokens_per_file: int = 100_000_000, processes: int | None = None, progress: bool = False) -> Shards:
+    """Encode the documents of each split into `folder`, atomically; opens the first split.
 
     Streams: memory doesn't grow with the corpus.  A file is closed after the document with which it reaches
-    `tokens_per_file`.  `processes` encode, by default one a core.  After a build that was killed, the next one with the
-    same documents and tokenizer goes on from what is whole; `fresh` starts over.  Raises ValueError for a split without
-    documents, a lone surrogate and the leftovers of another build, OSError for a full disk and while another process
-    builds there.
+    `tokens_per_file`.  `processes` encode, by default one a core; the files are the same with any number.  Until the
+    end, the finished parts take as much disk again as the tokens; a build that was killed leaves them in
+    `.FOLDER.part`, and the next one skips them.
+
+    Raises UserError for a split without documents and for a lone surrogate, OSError for a full disk and while another
+    process builds there, RuntimeError where a worker is killed.
     """
     processes = hardware.cores() if processes is None else processes
-    checks.raise_if("build", [checks.check_int("tokens_per_file", tokens_per_file), checks.check_int("processes", processes),
-                           None if documents else "documents has no split: name one, such as train"])
+    checks.raise_if("build", [
+        checks.check_int("tokens_per_file", tokens_per_file), checks.check_int("processes", processes),
+        None if documents else "documents has no split: name one, such as train"])
     dtype = np.dtype(next(name for name, ids in IDS.items() if tokenizer.vocab_size <= ids))
-    recipe = {"tokenizer": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size, "dtype": dtype.name,
-              "tokens_per_file": tokens_per_file, "part_characters": PART_CHARACTERS}
-    streams = {split: _begun(split, stream) for split, stream in documents.items()}
-    with Journal(Path(folder), recipe, fresh) as journal:
-        tokenizer.save(journal.shards / "tokenizer")
-        with Workers(journal.shards / "tokenizer", dtype, processes) as workers:
-            _encode(_parts(streams, tokenizer), _Encoder(tokenizer, dtype, workers), journal, progress)
-        journal.finish()
+    streams = {split: _not_empty(split, texts) for split, texts in documents.items()}
+    target = Path(folder)
+    with _work_folder(target) as work, files.write_folder(target) as out:
+        tokenizer.save(out / "tokenizer")
+        token_files = _TokenFiles(out, tokens_per_file)
+        with Workers(processes, work / "text") as workers, _bar(progress) as bar:
+            encoder = _Encoder(tokenizer, out / "tokenizer", dtype, work, workers)
+            for part in encoder.parts(streams):
+                token_files.append(part, *read_part(part.file, dtype))
+                bar.update(part.characters)
+        files.write_json(out / "index.json", {
+            "version": 1, "dtype": dtype.name, "vocab_size": tokenizer.vocab_size, "tokenizer": tokenizer.fingerprint,
+            "splits": token_files.splits})
     return Shards(folder, next(iter(documents)))
 
 
-def _begun(split: str, stream: Iterable[str]) -> Iterator[str]:
-    """`stream`, known to hold something before hours go into the splits before it."""
-    texts = iter(stream)
-    first = next(texts, None)
-    if first is None:
-        raise ValueError(f"split {split!r} has no documents: a corpus of a few is too small to be split")
-    return chain([first], texts)
+def _not_empty(split: str, texts: Iterable[str]) -> Iterator[str]:
+    """`texts`, whose first is read now, before hours go into the splits before it."""
+    stream = iter(texts)
+    for first in stream:
+        return chain([first], stream)
+    raise UserError(f"split {split!r} has no documents: a corpus of a few is too small to be split")
+
+
+def _bar(progress: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(desc="text to shards", unit=" characters", unit_scale=True, mininterval=1, disable=not progress)
+
+
+@contextmanager
+def _work_folder(target: Path) -> Iterator[Path]:
+    """The folder of finished parts beside `target`, locked; removed at the end, unless an error leaves parts in it."""
+    from filelock import FileLock, Timeout
+
+    work = target.with_name(f".{target.name}.part")
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(work / "lock").acquire(blocking=False)
+    except Timeout:
+        raise BlockingIOError(errno.EWOULDBLOCK, "another process builds these shards: wait for it, or stop it",
+                              str(target)) from None
+    finished = 0
+    with lock:
+        try:
+            yield work
+        except BaseException as error:
+            finished = len([*work.glob("*.bin")])
+            kept = f"{finished} finished parts are kept in {work} and the next build of them skips them"
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise OSError(errno.ENOSPC, f"no space left on the disk, {kept}: free some and run again",
+                              str(target)) from error
+            error.add_note(kept)
+            raise
+        finally:
+            if not finished:
+                shutil.rmtree(work, ignore_errors=True)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Some documents of a split; `message` is their text as a process takes it."""
+    """Some documents of a split, and the file of their tokens."""
 
     split: str
-    texts: list[str]
-    message: bytes
-
-    def facts(self) -> dict[str, Any]:
-        """The part without its text: counts and a hash."""
-        return {"split": self.split, "documents": len(self.texts), "characters": sum(map(len, self.texts)),
-                "bytes": len(self.message) - 8 * (1 + len(self.texts)), "text": sha256(self.message).hexdigest()}
-
-
-def _parts(streams: Mapping[str, Iterable[str]], tokenizer: Tokenizer) -> Iterator[_Part]:
-    for split, stream in streams.items():
-        for texts in batched(stream, PART_CHARACTERS):
-            try:
-                yield _Part(split, texts, pack(texts))
-            except UnicodeEncodeError:
-                tokenizer.encode_batch(texts)    # says where the surrogate is
-                raise
+    documents: int
+    characters: int
+    bytes: int
+    file: Path
 
 
 @dataclass
 class _Encoder:
-    """Encodes the first parts here and the others in processes, for which a small corpus is too small."""
+    """Turns documents into parts; those that a killed build finished are not encoded again."""
 
     tokenizer: Tokenizer
+    saved: Path
     dtype: np.dtype
+    work: Path
     workers: Workers
-    _seen: int = 0
+    _characters: int = 0
 
-    def submit(self, part: _Part) -> Future[Encoded]:
-        self._seen += len(part.message)
-        if self.workers.processes > 1 and self._seen > SMALL_CHARACTERS:
-            return self.workers.submit(part.message)
-        done: Future[Encoded] = Future()
-        done.set_result(encode(part.texts, self.tokenizer, self.dtype))
-        return done
+    def parts(self, streams: Mapping[str, Iterable[str]]) -> Iterator[_Part]:
+        """The finished parts in the order of the documents, of which twice as many as workers are read ahead."""
+        waiting: deque[tuple[_Part, Future[None] | None]] = deque()
+        for split, stream in streams.items():
+            for texts in batch_texts(stream, PART_CHARACTERS):
+                waiting.append(self._begin(split, texts))
+                while waiting and (len(waiting) > 2 * self.workers.count or _is_done(waiting[0][1])):
+                    yield _finished(*waiting.popleft())
+        yield from (_finished(*pair) for pair in waiting)
+
+    def _begin(self, split: str, texts: list[str]) -> tuple[_Part, Future[None] | None]:
+        packed = pack(texts)
+        identity = sha256(packed)
+        identity.update(self.tokenizer.fingerprint.encode())
+        part = _Part(split, len(texts), sum(map(len, texts)), len(packed) - 8 * (1 + len(texts)),
+                     self.work / f"{identity.hexdigest()}.bin")
+        self._characters += part.characters
+        if read_part(part.file, self.dtype) is not None:
+            return part, None
+        if self.workers.count > 1 and self._characters > SMALL_CHARACTERS:
+            return part, self.workers.submit(part.file, packed, self.saved, self.dtype)
+        write_part(part.file, texts, self.tokenizer, self.dtype)
+        return part, None
 
 
-def _encode(parts: Iterable[_Part], encoder: _Encoder, journal: Journal, progress: bool) -> None:
-    """Append each part that isn't there yet; there are always twice as many in work as processes."""
-    from tqdm import tqdm
+def _is_done(future: Future[None] | None) -> bool:
+    return future is None or future.done()
 
-    waiting: deque[tuple[dict[str, Any], Future[Encoded]]] = deque()
-    with tqdm(desc="text to shards", unit=" characters", unit_scale=True, mininterval=1, disable=not progress) as bar:
-        def take(most: int) -> None:
-            while waiting and (len(waiting) > most or waiting[0][1].done()):
-                facts, encoded = waiting.popleft()
-                journal.append(facts, *encoded.result())
-                bar.update(facts["characters"])
 
-        for part in parts:
-            facts = part.facts()
-            if journal.recall(facts):
-                bar.update(facts["characters"])
-            else:
-                waiting.append((facts, encoder.submit(part)))
-                take(2 * encoder.workers.processes)
-        take(0)
+def _finished(part: _Part, future: Future[None] | None) -> _Part:
+    """`part`, once it is written; raises what went wrong in a worker."""
+    if future is not None:
+        future.result()
+    return part
+
+
+class _TokenFiles:
+    """Token files of at least `tokens_per_file` tokens each but the last; a file ends with a document."""
+
+    def __init__(self, folder: Path, tokens_per_file: int) -> None:
+        self.splits: dict[str, dict[str, Any]] = {}
+        self._folder, self._limit = folder, tokens_per_file
+        self._hash = sha256()
+
+    def append(self, part: _Part, counts: np.ndarray, tokens: np.ndarray) -> None:
+        """Write `tokens`, of which each document has `counts`, to the last file of the part's split or to new ones."""
+        entry = self.splits.setdefault(part.split, {"files": [], "documents": 0, "characters": 0, "bytes": 0,
+                                                    "tokens": 0})
+        for name in ("documents", "characters", "bytes"):
+            entry[name] += getattr(part, name)
+        entry["tokens"] += len(tokens)
+        ends, start = np.cumsum(counts), 0
+        while start < len(tokens):
+            file = self._open_file(part.split, entry["files"])
+            document = np.searchsorted(ends, start + self._limit - file["tokens"])
+            end = int(ends[min(document, len(ends) - 1)])
+            self._write(file, tokens[start:end])
+            start = end
+
+    def _open_file(self, split: str, split_files: list[dict[str, Any]]) -> dict[str, Any]:
+        """The last file of a split if it is short of `tokens_per_file`, else a new one."""
+        if not split_files or split_files[-1]["tokens"] >= self._limit:
+            split_files.append({"name": f"{split}_{len(split_files):03d}.bin", "tokens": 0})
+            self._hash = sha256()
+        return split_files[-1]
+
+    def _write(self, file: dict[str, Any], tokens: np.ndarray) -> None:
+        with (self._folder / file["name"]).open("ab") as opened:
+            opened.write(tokens.data)
+        self._hash.update(tokens.data)
+        file["tokens"] += len(tokens)
+        file["sha256"] = self._hash.hexdigest()

@@ -1,10 +1,11 @@
-"""The next batches, prepared while the device computes."""
+"""Prefetch: a thread reads the next batches while the device computes."""
 
 from __future__ import annotations
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from tinylib import checks
@@ -13,72 +14,63 @@ from tinylib.shards.reading import Batch, Rows, Shards
 if TYPE_CHECKING:
     import torch
 
-Pair = tuple["torch.Tensor", "torch.Tensor"]
+    Tensors = tuple[torch.Tensor, torch.Tensor]
 
 
 class Loader:
-    """`batches`, in order, each read by a thread while the one before it is worked on.
+    """Inputs and targets of `batches`, in order, for each of `rows` in turn, prefetched by a thread.
 
-    They are those of `Shards.batch`, one for each of `rows` at every step.  `ahead` of them wait ready, with `pin` in
-    memory from which that GPU copies by itself.  What goes wrong is raised where the batch is asked for.  The thread
-    lives inside the `with` block and not longer, however that ends.
+    `ahead` of them are read while the caller works on one; with `pin`, into pinned memory, from which that GPU copies
+    asynchronously.  An error is raised where the batch is asked for.  The thread ends with the `with` block.
 
     >>> import tempfile
-    >>> from tinylib.shards import Batch, build
+    >>> from tinylib.shards import build
     >>> from tinylib.tokenizer import Tokenizer
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     shards = build({"train": ["the cat sat"]}, Tokenizer.train(["the the"], 267), folder + "/shards")
-    ...     with Loader(shards, [Batch(step, 4, 8) for step in range(3)], rows=[range(2), range(2, 4)]) as batches:
-    ...         [tuple(x_BT.shape) for x_BT, y_BT in batches]
-    [(2, 8), (2, 8), (2, 8), (2, 8), (2, 8), (2, 8)]
+    ...     with Loader(shards, [Batch(0, 4, 8), Batch(1, 4, 8)], rows=[range(2), range(2, 4)]) as loaded:
+    ...         [tuple(x_BT.shape) for x_BT, y_BT in loaded]
+    [(2, 8), (2, 8), (2, 8), (2, 8)]
     """
 
-    def __init__(self, shards: Shards, batches: Iterable[Batch], *,
-                 rows: Sequence[Rows] = (None,), pin: torch.device | None = None, ahead: int = 2) -> None:
+    def __init__(self, shards: Shards, batches: Iterable[Batch], *, rows: Sequence[Rows] = (None,),
+                 pin: torch.device | None = None, ahead: int = 2) -> None:
         checks.raise_if("Loader", [checks.check_int("ahead", ahead)])
-        self._shards, self._batches, self._rows, self._pin = shards, batches, rows, pin
-        self._ready: queue.Queue[Pair | BaseException] = queue.Queue(maxsize=ahead)
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._fill, name="tinylib-loader", daemon=True)
+        self._shards, self._pin, self._ahead = shards, pin, ahead
+        self._wanted = ((batch, chosen) for batch in batches for chosen in rows)
+        self._reads: deque[Future[Tensors]] = deque()
+        self._thread = ThreadPoolExecutor(1, "tinylib-loader")
 
     def __enter__(self) -> Loader:
-        self._thread.start()
+        self._read_ahead(self._ahead)
         return self
 
     def __exit__(self, *failure: object) -> None:
-        self._closed.set()
-        while not self._ready.empty():    # room for a thread that waits for it
-            self._ready.get_nowait()
-        self._thread.join()
+        self._reads.clear()
+        self._thread.shutdown(cancel_futures=True)
 
-    def __iter__(self) -> Iterator[Pair]:
+    def __iter__(self) -> Iterator[Tensors]:
         return self
 
-    def __next__(self) -> Pair:
-        if self._closed.is_set():
+    def __next__(self) -> Tensors:
+        if not self._reads:
             raise StopIteration
-        found = self._ready.get()
-        if isinstance(found, BaseException):
-            self._closed.set()
-            raise found
-        return found
-
-    def _fill(self) -> None:
-        last: BaseException = StopIteration()
+        self._read_ahead(1)
         try:
-            if self._pin is not None:
-                import torch
+            return self._reads.popleft().result()
+        except BaseException:
+            self._reads.clear()
+            raise
 
-                torch.cuda.set_device(self._pin)    # a thread begins on the first GPU, and would take memory there
-            for batch in self._batches:
-                for rows in self._rows:
-                    if self._closed.is_set():
-                        return
-                    self._ready.put(self._read(batch, rows))
-        except BaseException as error:
-            last = error
-        self._ready.put(last)
+    def _read_ahead(self, count: int) -> None:
+        for batch, rows in islice(self._wanted, count):
+            self._reads.append(self._thread.submit(self._read, batch, rows))
 
-    def _read(self, batch: Batch, rows: Rows) -> Pair:
+    def _read(self, batch: Batch, rows: Rows) -> Tensors:
+        if self._pin is None:
+            return self._shards.batch(batch, rows)
+        import torch
+
+        torch.cuda.set_device(self._pin)    # a thread starts on the first GPU, and would allocate memory there
         x_BT, y_BT = self._shards.batch(batch, rows)
-        return (x_BT.pin_memory(), y_BT.pin_memory()) if self._pin is not None else (x_BT, y_BT)
+        return x_BT.pin_memory(), y_BT.pin_memory()

@@ -1,4 +1,4 @@
-"""The order of windows: a permutation for each epoch that is computed, never stored."""
+"""Seeded permutation of an epoch's windows, computed by a Feistel network and never stored."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import numpy as np
 
 
 def permute(positions: np.ndarray, size: int, *, seed: int, epoch: int | np.ndarray) -> np.ndarray:
-    """Where each of `positions` goes in the shuffle of range(size) that `seed` and `epoch` pick, int64.
+    """Pseudorandom permutation of range(size) at `positions`, picked by `seed` and `epoch`, int64.
 
-    `epoch` is one for all positions or an array with one for each.  A Feistel network on the smallest power of two that
-    holds `size`; what falls outside is sent through again until it falls inside.  Integer arithmetic only, so the order
-    is the same on every machine and in every version.
+    `epoch` is one number, or an array with one for each position.  A Feistel network on the smallest power of two that
+    holds `size`; a value outside goes through again until it falls inside (cycle walking).  Integer arithmetic only, so
+    the order is the same on every machine and in every version.
 
     Source: Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains", section 3.2 (cycle walking); here with
-    eight rounds of the SplitMix64 finaliser, which is no cipher but mixes as well as a shuffle needs.
+    eight rounds of the SplitMix64 finaliser, which is no cipher but mixes well enough for a shuffle.
 
     >>> sorted(permute(np.arange(10), 10, seed=0, epoch=3).tolist())
     [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
@@ -26,7 +26,7 @@ def permute(positions: np.ndarray, size: int, *, seed: int, epoch: int | np.ndar
 
 
 def _feistel(values: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
-    """A permutation of the numbers of `bits` bits; the halves may differ by one bit, and swap widths every round."""
+    """Feistel network on `bits` bits; the halves may differ by one bit, and swap widths every round."""
     low, high = bits // 2, bits - bits // 2
     left, right = values >> np.uint64(low), values & np.uint64((1 << low) - 1)
     for key in keys:
@@ -36,7 +36,7 @@ def _feistel(values: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
 
 
 def _round_keys(seed: int, epochs: np.ndarray, rounds: int = 8) -> np.ndarray:
-    """Keys of shape (rounds, positions); each epoch's are computed once."""
+    """Round keys of shape (rounds, positions); those of an epoch are computed once."""
     key = _mix(np.array([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64))
     distinct, which = np.unique(epochs, return_inverse=True)
     keys = _mix(_mix(key + distinct.astype(np.uint64)) + np.arange(rounds, dtype=np.uint64)[:, None])

@@ -1,9 +1,9 @@
-"""Token files as batches.
+"""Memory-mapped token files, and the batch of a step as a stateless function of (shards, step, rows, seq_len, seed).
 
-A file is read as windows of `seq_len` targets, each token but the file's first being a target exactly once an epoch;
-the short tail of a file is a window too.  Nothing remembers where training is: sample i of all time lies in epoch
-i // windows, at a place that a seeded permutation of that epoch's windows tells.  So resuming needs no state, and one
-process or eight, with any micro-batch, slice the same global batch.
+A file is read as windows of `seq_len` targets, the short tail of the file included: each token but the file's first is
+a target exactly once an epoch.  Sample i since the start of training is in epoch i // windows, and a seeded permutation
+of that epoch's windows gives its place.  So resuming needs no state, and any number of processes with any micro-batch
+slice the same global batch.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinylib import checks
-from tinylib.checks import UserError
-from tinylib.config import ConfigError
+from tinylib.checks import ConfigError, UserError
 from tinylib.shards.order import permute
 from tinylib.tokenizer import Tokenizer
 
@@ -29,21 +28,32 @@ if TYPE_CHECKING:
     import torch
 
 Rows = range | slice | Sequence[int] | np.ndarray | None
+"""Some rows of a global batch; None for all."""
 IGNORED = -1
-"""The target where there is none; the loss leaves it out."""
+"""Padding of the targets; the loss leaves it out."""
 IDS = {"uint16": 1 << 16, "uint32": 1 << 32}
-"""The types of token files, and how many ids each can tell apart."""
+"""Data types of token files, and the number of ids that each can hold."""
 _BLOCK = 4096    # samples whose places are computed at once: numpy takes little longer for thousands than for one
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The global batch of one step: `rows` sequences of `seq_len` tokens, a pure function of the shards and the seed."""
+    """The global batch of a step: `rows` sequences of `seq_len` tokens, in the order that `seed` picks.
+
+    >>> Batch(step=0, rows=0, seq_len=64)
+    Traceback (most recent call last):
+        ...
+    tinylib.checks.ConfigError: Batch: rows=0 is not a whole number of at least 1: use 1 or more
+    """
 
     step: int
     rows: int
     seq_len: int
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks.raise_if("Batch", [checks.check_int("step", self.step, least=0), checks.check_int("rows", self.rows),
+                                  checks.check_int("seq_len", self.seq_len)])
 
 
 def open_splits(folder: str | os.PathLike[str], vocab_size: int) -> tuple[Shards, Shards]:
@@ -60,9 +70,10 @@ def open_splits(folder: str | os.PathLike[str], vocab_size: int) -> tuple[Shards
 
 
 class Shards:
-    """One split of a folder that `build` wrote, memory-mapped and checked on opening: sizes, types, counts.
+    """One split of a folder that `build` wrote, memory-mapped.
 
-    `verify` reads the tokens as well.
+    Opening checks that every file has its size; `verify` reads the tokens too.  Raises FileNotFoundError for missing
+    files, UserError for files that were changed and a split that isn't there.
     """
 
     def __init__(self, folder: str | os.PathLike[str], split: str = "train") -> None:
@@ -75,7 +86,7 @@ class Shards:
         self.index: dict[str, Any] = json.loads(index_file.read_text(encoding="utf-8"))
         self._check()
         self._entry = self.index["splits"][split]
-        # A plain view, for the memmap class itself makes every slice several times slower.
+        # A plain view, because the memmap class makes every slice several times slower.
         self._files = [np.memmap(self.folder / file["name"], dtype=self.index["dtype"], mode="r").view(np.ndarray)
                        for file in self._entry["files"]]
 
@@ -85,25 +96,25 @@ class Shards:
     def _check(self) -> None:
         index, rebuild = self.index, f"build the shards in {self.folder} again"
         if index.get("version") != 1:
-            raise ValueError(f"version={index.get('version')!r} of the index is not 1: {rebuild}")
+            raise UserError(f"version={index.get('version')!r} of the index is not 1: {rebuild}")
         if index["vocab_size"] > IDS.get(index["dtype"], 0):
-            raise ValueError(f"dtype={index['dtype']!r} can't hold vocab_size={index['vocab_size']} ids: {rebuild}")
+            raise UserError(f"dtype={index['dtype']!r} can't hold vocab_size={index['vocab_size']} ids: {rebuild}")
         if self.split not in index["splits"]:
-            raise ValueError(f"split={self.split!r} is not in {self.folder}: splits are {', '.join(index['splits'])}")
+            raise UserError(f"split={self.split!r} is not in {self.folder}: splits are {', '.join(index['splits'])}")
         for file in index["splits"][self.split]["files"]:
             path, size = self.folder / file["name"], file["tokens"] * np.dtype(index["dtype"]).itemsize
             if not path.is_file():
                 raise FileNotFoundError(f"{path} is missing: {rebuild}")
             if path.stat().st_size != size:
-                raise ValueError(f"{path} has {path.stat().st_size} bytes where {size} were written: {rebuild}")
+                raise UserError(f"{path} has {path.stat().st_size} bytes where {size} were written: {rebuild}")
 
     def verify(self) -> None:
-        """Read every file and compare its sha256 with the index; ValueError names one that has changed."""
+        """Read every file and compare its sha256 with the index; UserError names one that has changed."""
         for file in self._entry["files"]:
             with (self.folder / file["name"]).open("rb") as opened:
                 found = hashlib.file_digest(opened, "sha256").hexdigest()
             if found != file["sha256"]:
-                raise ValueError(f"{self.folder / file['name']} has sha256 {found} where {file['sha256']} was written: "
+                raise UserError(f"{self.folder / file['name']} has sha256 {found} where {file['sha256']} was written: "
                                  f"build the shards in {self.folder} again")
 
     @property
@@ -133,42 +144,43 @@ class Shards:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the index, so of every file: what was trained on one set of shards can't resume on another."""
+        """Hash of the index, so of every token and of the tokenizer; resuming a run needs the same."""
         return hashlib.sha256(json.dumps(self.index, sort_keys=True).encode()).hexdigest()[:16]
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that encoded the text; ValueError if another one was put in its place."""
+        """The tokenizer that encoded the text; ConfigError if the folder now holds another one."""
         tokenizer = Tokenizer.load(self.folder / "tokenizer")
-        if tokenizer.fingerprint != self.index["tokenizer"]:
-            raise ValueError(f"the tokenizer in {self.folder} is {tokenizer.fingerprint}, the tokens were made with "
-                             f"{self.index['tokenizer']}: build the shards again")
+        self.check_tokenizer(tokenizer.fingerprint, f"{self.folder / 'tokenizer'}")
         return tokenizer
 
     def check_tokenizer(self, fingerprint: str, where: str) -> None:
-        """Raise UserError unless the tokens were made with the tokenizer of this fingerprint, which is `where`."""
+        """Raise ConfigError unless `fingerprint`, of the tokenizer found at `where`, is that of these tokens.
+
+        The ids of two tokenizers mean different text, even where their number is the same.
+        """
         if fingerprint != self.index["tokenizer"]:
-            raise UserError(f"the tokens in {self.folder} were made with tokenizer {self.index['tokenizer']}, {where} has "
-                            f"{fingerprint}: use shards made with the same tokenizer")
+            raise ConfigError("Shards", [
+                f"the tokens in {self.folder} were made with tokenizer {self.index['tokenizer']}, {where} has "
+                f"{fingerprint}: build the shards with that tokenizer, or use those that it made"])
 
     # Windows
 
     def windows(self, seq_len: int) -> int:
-        """How many windows of up to `seq_len` targets an epoch has."""
+        """Number of windows of up to `seq_len` targets in an epoch."""
         return int(self._starts(seq_len)[-1])
 
     def batch(self, batch: Batch, rows: Rows = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and targets of a batch: x_BT and y_BT, int64.
+        """Inputs x_BT and targets y_BT of `batch`, int64, or of some of its `rows`.
 
-        `rows` picks rows of the global batch; ranks and accumulation steps each take their own.  Where a window is
-        short, inputs end in 0 and targets in -1.
+        Each rank and accumulation step takes its own rows.  In a short window, inputs are padded with 0, targets with
+        -1.
         """
-        return self._read(self._windows_of(batch.step, batch.rows, batch.seq_len, batch.seed, rows), batch.seq_len)
+        return self._read(self._windows_of(batch, rows), batch.seq_len)
 
     def targets(self, batch: Batch) -> int:
-        """Number of targets (not -1) of a batch; reads no tokens."""
-        windows = self._windows_of(batch.step, batch.rows, batch.seq_len, batch.seed, None)
-        file, place = self._locate(windows, batch.seq_len)
+        """Number of targets (not -1) in the whole global batch; reads no tokens."""
+        file, place = self._locate(self._windows_of(batch, None), batch.seq_len)
         return int(np.minimum(batch.seq_len, self._lengths[file] - 1 - place).sum())
 
     def in_order(self, seq_len: int, max_windows: int | None = None, *,
@@ -188,21 +200,20 @@ class Shards:
         checks.raise_if("Shards", [checks.check_int("seq_len", seq_len)])
         return np.concatenate([[0], np.cumsum(-(-(self._lengths - 1) // seq_len))])
 
-    def _windows_of(self, step: int, batch_size: int, seq_len: int, seed: int, rows: Rows) -> np.ndarray:
-        checks.raise_if("Shards", [checks.check_int("step", step, least=0), checks.check_int("batch_size", batch_size)])
-        windows = self.windows(seq_len)
+    def _windows_of(self, batch: Batch, rows: Rows) -> np.ndarray:
+        windows = self.windows(batch.seq_len)
         if windows == 0:
-            raise ValueError(f"split {self.split!r} of {self.folder} holds {self.tokens} tokens and so no target: "
-                             "it needs more text")
-        samples = step * batch_size + _chosen(rows, batch_size)
+            raise UserError(f"split {self.split!r} of {self.folder} holds {self.tokens} tokens and so no target: "
+                            "it needs more text")
+        samples = batch.step * batch.rows + _chosen(rows, batch.rows)
         if not len(samples):
             return samples
         first, last = (int(sample) // _BLOCK for sample in (samples.min(), samples.max()))
-        places = [_places(block, windows, seed) for block in range(first, last + 1)]
+        places = [_places(block, windows, batch.seed) for block in range(first, last + 1)]
         return (places[0] if len(places) == 1 else np.concatenate(places))[samples - first * _BLOCK]
 
     def _locate(self, windows: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
-        """File of each window, and the token in it with which the window begins."""
+        """File of each window, and the place in it of the window's first token."""
         starts = self._starts(seq_len)
         file = np.searchsorted(starts, windows, side="right") - 1
         return file, (windows - starts[file]) * seq_len
@@ -223,18 +234,18 @@ class Shards:
 
 @lru_cache(maxsize=64)
 def _places(block: int, windows: int, seed: int) -> np.ndarray:
-    """The window of each of the samples that are `block`, through all epochs."""
+    """The windows of `_BLOCK` consecutive samples, which may span epochs."""
     epochs, positions = np.divmod(np.arange(block * _BLOCK, (block + 1) * _BLOCK), windows)
     places = permute(positions, windows, seed=seed, epoch=epochs)
     places.flags.writeable = False
     return places
 
 
-def _chosen(rows: Rows, batch_size: int) -> np.ndarray:
-    """The rows of the global batch as an array; ValueError for a row that isn't in it."""
+def _chosen(rows: Rows, count: int) -> np.ndarray:
+    """`rows` of a batch of `count` as an array; UserError for a row outside it."""
     if rows is None or isinstance(rows, slice):
-        return np.arange(batch_size, dtype=np.int64)[rows or slice(None)]
+        return np.arange(count, dtype=np.int64)[rows or slice(None)]
     chosen = np.asarray(rows, dtype=np.int64).reshape(-1)
-    if ((chosen < 0) | (chosen >= batch_size)).any():
-        raise ValueError(f"rows={rows!r} are not all in the global batch: rows go from 0 to {batch_size - 1}")
+    if ((chosen < 0) | (chosen >= count)).any():
+        raise UserError(f"rows={rows!r} are not all in the global batch: rows go from 0 to {count - 1}")
     return chosen

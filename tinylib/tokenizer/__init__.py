@@ -1,15 +1,15 @@
-"""Text to ids and back: byte-level BPE, trained with rustbpe, encoding with tiktoken, saved as readable JSON.
+"""Byte-level BPE tokenizer: trained with rustbpe, encoding with tiktoken, saved as readable JSON; what it costs.
 
-Two rules, the same in training and in encoding:
+Two rules hold in training and in encoding:
 
-- A lone surrogate is no text: it is refused with a ValueError that names its place.
-- A run of characters may be as long as it likes.  On a long run of whitespace the pattern's look-ahead overflows the
-  stacks of tiktoken and rustbpe, so they get a text in parts that need none; the words are the same (`cutting`).
+- A lone surrogate is not text: UserError, with its place.
+- A run of characters may have any length.  On a long run of whitespace the pattern's look-ahead overflows the stacks of
+  tiktoken and rustbpe, so `pretokenize` gives them parts that need none; the words are the same.
 
-`vocabulary` holds the tokenizer, `report` what it makes of texts, `samples` the texts that any machine has.
+`vocabulary` holds the tokenizer, `report` measures it on texts.
 """
 
-from tinylib.tokenizer.pretokenize import PATTERN, batched, words
+from tinylib.tokenizer.pretokenize import PATTERN, batch_texts, to_utf8, words
 from tinylib.tokenizer.report import (
     VOCAB_SIZES,
     Curve,
@@ -21,8 +21,7 @@ from tinylib.tokenizer.report import (
     known_encodings,
     report,
 )
-from tinylib.tokenizer.samples import ARTICLE_1, kinds
 from tinylib.tokenizer.vocabulary import SPECIAL_TOKENS, Tokenizer
 
-__all__ = ["ARTICLE_1", "PATTERN", "SPECIAL_TOKENS", "VOCAB_SIZES", "Curve", "Decision", "Report", "Tokenizer",
-           "batched", "by_kind", "compression", "curve", "kinds", "known_encodings", "report", "words"]
+__all__ = ["PATTERN", "SPECIAL_TOKENS", "VOCAB_SIZES", "Curve", "Decision", "Report", "Tokenizer", "batch_texts",
+           "by_kind", "compression", "curve", "known_encodings", "report", "to_utf8", "words"]

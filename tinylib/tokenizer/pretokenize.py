@@ -1,4 +1,8 @@
-"""Where text is cut before BPE: the pattern of words, a faster twin of it, and pieces of a size that suits memory."""
+"""Pretokenization: the pattern that cuts text into words before BPE, and splits of the text that don't change them.
+
+`split_at_blanks` makes parts in which a faster pattern finds the same words, `split_long` makes parts of a long text
+that bound memory, `batch_texts` groups whole texts.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +10,33 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator
 
+from tinylib.checks import UserError
+
 PATTERN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*"
            r"|\s*[\r\n]|\s+(?!\S)|\s+")
-"""How text is cut into words before BPE, which never merges across a cut: GPT-4's pattern with at most two digits.
+"""Words of a text, across whose borders BPE never merges: GPT-4's pattern with at most two digits.
 
 Source: nanochat, `nanochat/tokenizer.py`, unchanged from October 2025 to today.
 """
 
 PLAIN = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+"
-"""PATTERN without look-ahead: the same words on what `parts` returns, about twice as fast, and for runs of any length.
+"""PATTERN without look-ahead: the same words in the parts of `split_at_blanks`, twice as fast, for runs of any length.
 
-A pattern with look-ahead makes the regular expressions of tiktoken and rustbpe backtrack, on a stack; without it they
-compile to an automaton.  `?+` and `++` mean `?` and `+` where nothing that follows could use what they would give back.
+Look-ahead makes the regular expressions of tiktoken and rustbpe backtrack, and a long run overflows their stack;
+without it they compile to an automaton.  `?+` and `++` mean `?` and `+` where nothing that follows could use what they
+give back.
 """
 
 _BLANKS = "\t\x0b\x0c\x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200b))) + "\u2028\u2029\u202f\u205f\u3000"
-"""What `\\s` is to the regular expressions of tiktoken and rustbpe, but for space, carriage return and line feed."""
-_RUN = re.compile(f"[ {_BLANKS}]{{2,}}+")
-_SPACES = re.compile("  +")
-_SEAM = re.compile("(?<=[!-~]) ")
-_PORTION = 65_536
+"""`\\s` of the regular expressions of tiktoken and rustbpe, without space, carriage return and line feed."""
+_BLANK_RUN = re.compile(f"[ {_BLANKS}]{{2,}}+")
+_SPACE_RUN = re.compile("  +")
+_WORD_START = re.compile("(?<=[!-~]) ")
+_LONG = 65_536
 
 
 def words(text: str) -> list[str]:
-    """What PATTERN cuts `text` into; merges stay inside a word, so no token is longer than the word that it is in.
+    """The words that PATTERN finds; merges stay inside a word, so no token is longer than its word.
 
     >>> words("don't add 12345")
     ['don', "'t", ' add', ' ', '12', '34', '5']
@@ -39,38 +46,38 @@ def words(text: str) -> list[str]:
     return regex.findall(PATTERN, text)
 
 
-def parts(text: str) -> list[str]:
-    """`text` in parts in which PLAIN finds the words that PATTERN finds in the whole.
+def split_at_blanks(text: str) -> list[str]:
+    """Parts of `text` in which PLAIN finds the words that PATTERN finds in the whole.
 
-    All that look-ahead decides is that the last blank before a word goes with it, so a part begins there.
+    Look-ahead decides one thing only: the last blank of a run belongs to the word after it.  So a part begins there.
 
-    >>> parts("if x:    return")
+    >>> split_at_blanks("if x:    return")
     ['if x:   ', ' return']
     """
     rare = any(blank in text for blank in _BLANKS)
     if not rare and "  " not in text:
         return [text]
-    runs = (_RUN if rare else _SPACES).finditer(text)
+    runs = (_BLANK_RUN if rare else _SPACE_RUN).finditer(text)
     cuts = [run.end() - 1 for run in runs if run.end() < len(text) and text[run.end()] not in "\r\n"]
     return [text[start:end] for start, end in itertools.pairwise([0, *cuts, len(text)])]
 
 
-def portions(text: str) -> Iterator[str]:
-    """A long text in portions of about `_PORTION` characters, each of which begins where a word begins.
+def split_long(text: str) -> Iterator[str]:
+    """Parts of about `_LONG` characters, each of which begins where a word begins.
 
     A space after a printable ASCII character always begins a word; a text without any stays whole.
     """
     start = 0
-    while (seam := _SEAM.search(text, start + _PORTION)) is not None:
-        yield text[start:seam.start()]
-        start = seam.start()
+    while (found := _WORD_START.search(text, start + _LONG)) is not None:
+        yield text[start:found.start()]
+        start = found.start()
     yield text[start:] if start else text
 
 
-def batched(texts: Iterable[str], characters: int = 4_000_000) -> Iterator[list[str]]:
-    """`texts` in lists of about `characters` characters, so that memory doesn't grow with the number of texts.
+def batch_texts(texts: Iterable[str], characters: int = 4_000_000) -> Iterator[list[str]]:
+    """Lists of texts with about `characters` characters together, so that memory doesn't grow with the number of texts.
 
-    >>> list(batched(["ab", "cd", "ef"], characters=4))
+    >>> list(batch_texts(["ab", "cd", "ef"], characters=4))
     [['ab', 'cd'], ['ef']]
     """
     batch, size = [], 0
@@ -84,12 +91,17 @@ def batched(texts: Iterable[str], characters: int = 4_000_000) -> Iterator[list[
         yield batch
 
 
-def checked(text: str) -> str:
-    """`text`; ValueError for a lone surrogate, which is no character."""
+def to_utf8(text: str) -> bytes:
+    """`text` in UTF-8; UserError for a lone surrogate, which no encoding has."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"text holds the lone surrogate {text[error.start]!a} at character {error.start}, which is no "
+                        "character: read the file with errors='replace', or drop it") from None
+
+
+def check_text(text: str) -> str:
+    """`text`; UserError for a lone surrogate."""
     if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"text holds the lone surrogate {text[error.start]!a} at character {error.start}, which "
-                             "is no character: read the file with errors='replace', or drop it") from None
+        to_utf8(text)
     return text

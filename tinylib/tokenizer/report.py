@@ -1,18 +1,22 @@
-"""What a vocabulary makes of texts, what it costs, and which one is the cheapest."""
+"""Compression of texts by a tokenizer, cost of a vocabulary in FLOPs, and the cheapest vocabulary."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import os
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinylib import checks, hardware
+from tinylib.checks import UserError
 from tinylib.config import GPTConfig
 from tinylib.sizing.counts import flops
-from tinylib.tokenizer.pretokenize import batched
-from tinylib.tokenizer.samples import kinds
+from tinylib.tokenizer.pretokenize import batch_texts, to_utf8
 from tinylib.tokenizer.vocabulary import Tokenizer
 
 if TYPE_CHECKING:
@@ -23,28 +27,32 @@ if TYPE_CHECKING:
 VOCAB_SIZES = tuple(2**power for power in range(10, 17))
 """From 1K to 64K."""
 GPT_ENCODINGS = {"GPT-2": "gpt2", "GPT-4": "cl100k_base"}
-"""Who used it -> its name in tiktoken."""
+"""Model -> name of its encoding in tiktoken."""
+_STORE = "https://openaipublic.blob.core.windows.net"
+_FILES = {"gpt2": [f"{_STORE}/gpt-2/encodings/main/vocab.bpe", f"{_STORE}/gpt-2/encodings/main/encoder.json"],
+          "cl100k_base": [f"{_STORE}/encodings/cl100k_base.tiktoken"]}
+"""The files that tiktoken downloads for an encoding.  Source: tiktoken, `tiktoken_ext/openai_public.py`."""
 
 
 def compression(tokenizer: Tokenizer | tiktoken.Encoding, texts: Iterable[str]) -> dict[str, float]:
-    """How short `texts` become: documents, characters, bytes (UTF-8), tokens, characters and bytes per token.
+    """Compression of `texts`: documents, characters, bytes (UTF-8), tokens, characters and bytes per token.
 
     >>> tokenizer = Tokenizer.train(["the cat and the hat"], vocab_size=268)
     >>> compression(tokenizer, ["the that"])["characters_per_token"]
     1.6
     """
     total = dict.fromkeys(("documents", "characters", "bytes", "tokens"), 0)
-    for batch in batched(texts):
+    for batch in batch_texts(texts):
         total["documents"] += len(batch)
         total["characters"] += sum(map(len, batch))
-        total["bytes"] += sum(len(text.encode()) for text in batch)
+        total["bytes"] += sum(len(to_utf8(text)) for text in batch)
         total["tokens"] += sum(_lengths(tokenizer, batch))
     tokens = max(total["tokens"], 1)
     return total | {"characters_per_token": total["characters"] / tokens, "bytes_per_token": total["bytes"] / tokens}
 
 
 def _lengths(tokenizer: Tokenizer | tiktoken.Encoding, texts: Sequence[str]) -> list[int]:
-    """Tokens of each text, in which nothing is special."""
+    """Number of tokens of each text; names of special tokens are plain text."""
     if isinstance(tokenizer, Tokenizer):
         return [len(ids) for ids in tokenizer.encode_batch(texts)]
     with ThreadPoolExecutor(hardware.cores()) as pool:
@@ -56,34 +64,27 @@ def _vocab_size(tokenizer: Tokenizer | tiktoken.Encoding) -> int:
 
 
 def known_encodings() -> tuple[dict[str, tiktoken.Encoding], str]:
-    """The encodings of GPT-2 and GPT-4 that tiktoken has in its cache, and a line on what is missing; no network."""
+    """The encodings of GPT-2 and GPT-4 that are in tiktoken's cache, and a note on the missing ones; no network."""
     import tiktoken
-    import tiktoken.load
 
-    found, fetch = {}, tiktoken.load.read_file
-    tiktoken.load.read_file = _no_network
-    try:
-        for user, name in GPT_ENCODINGS.items():
-            try:
-                found[user] = tiktoken.get_encoding(name)
-            except OSError:
-                continue
-    finally:
-        tiktoken.load.read_file = fetch
-    missing = [user for user in GPT_ENCODINGS if user not in found]
-    calls = "; ".join(f"tiktoken.get_encoding({GPT_ENCODINGS[user]!r})" for user in missing)
+    found = {model: tiktoken.get_encoding(name) for model, name in GPT_ENCODINGS.items() if _in_cache(name)}
+    missing = [model for model in GPT_ENCODINGS if model not in found]
+    calls = "; ".join(f"tiktoken.get_encoding({GPT_ENCODINGS[model]!r})" for model in missing)
     note = (f"no comparison with {' and '.join(missing)}, not in tiktoken's cache: with a network, fetch it by "
             f'python -c "import tiktoken; {calls}"')
     return found, note if missing else ""
 
 
-def _no_network(path: str) -> bytes:
-    raise FileNotFoundError(f"{path} is not in tiktoken's cache")
+def _in_cache(name: str) -> bool:
+    """Whether every file of an encoding is in tiktoken's cache.  Source: tiktoken, `load.py`, `read_file_cached`."""
+    default = Path(tempfile.gettempdir()) / "data-gym-cache"
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", default))
+    return all((Path(folder) / hashlib.sha1(file.encode()).hexdigest()).is_file() for file in _FILES[name])
 
 
 def by_kind(tokenizers: Mapping[str, Tokenizer | tiktoken.Encoding], texts: Mapping[str, Iterable[str]]
             ) -> pd.DataFrame:
-    """A row for each kind of text and tokenizer: the columns of `compression`, and the vocabulary's size.
+    """Compression by kind of text and tokenizer: the columns of `compression`, and the vocabulary's size.
 
     >>> tokenizer = Tokenizer.train(["the cat and the hat"], vocab_size=268)
     >>> table = by_kind({"ours": tokenizer}, {"words": ["the hat"], "numbers": ["12 34"]})
@@ -102,17 +103,17 @@ def by_kind(tokenizers: Mapping[str, Tokenizer | tiktoken.Encoding], texts: Mapp
 
 @dataclass(frozen=True)
 class Decision:
-    """The vocabulary with which the same blocks read the same text with the fewest FLOPs."""
+    """The cheapest vocabulary: with it the same blocks read the same text with the fewest FLOPs."""
 
     vocab_size: int
-    """The cheapest, between the measured sizes too."""
+    """The cheapest, also between the measured sizes."""
     low: int
     high: int
-    """95 % of the resampled sets of documents put the cheapest between these; the family's training text is fixed."""
+    """Bounds of a 95 % bootstrap confidence interval over documents; the family's training text is fixed."""
     flat: tuple[int, int]
-    """From here to there no vocabulary costs 1 % more than the cheapest."""
+    """Between these no vocabulary costs 1 % more than the cheapest."""
     at_edge: bool
-    """Whether the cheapest is the smallest or the largest that was measured, so that others may be cheaper."""
+    """Whether the cheapest is the smallest or the largest measured, so that one outside may be cheaper."""
 
     def __str__(self) -> str:
         edge = ", at the edge of what was measured" if self.at_edge else ""
@@ -122,11 +123,11 @@ class Decision:
 
 @dataclass(frozen=True)
 class Curve:
-    """What vocabularies of one family make of the same documents, and what that does to a model.
+    """Compression of the same documents by vocabularies of one family, and their cost in a model.
 
     V vocabularies, N documents.  Vocabularies are compared at equal work: the same blocks read the same bytes, and
-    each token sees the same bytes of context.  That stands for quality and is not quality: a larger vocabulary also
-    has more parameters to remember with, which only training can weigh, in bits per byte.
+    each token sees the same bytes of context.  That is a proxy for quality: a larger vocabulary also has more
+    parameters, whose worth only training shows, in bits per byte.
     """
 
     vocab_sizes: tuple[int, ...]
@@ -135,13 +136,13 @@ class Curve:
     bytes_N: np.ndarray
 
     def bytes_per_token(self, vocab_size: Any) -> Any:
-        """Bytes that a token of `vocab_size` covers; between the measured sizes as a smooth curve goes."""
+        """Bytes per token at `vocab_size`, interpolated between the measured sizes."""
         import numpy as np
 
         return np.exp(-self._fit(self.tokens_VN.sum(1) / self.bytes_N.sum())(np.log2(vocab_size)))
 
     def table(self, config: GPTConfig, text_bytes: float = 1e9) -> pd.DataFrame:
-        """A row for each vocabulary in the place of the one of `config`: what it gives, costs, and does to the plan.
+        """A row for `config` with each vocabulary in turn: compression, parameters, context, FLOPs.
 
         `tokens` and `flops` are those of training on `text_bytes` of text; `cost` is relative to the cheapest row.
         """
@@ -162,7 +163,7 @@ class Curve:
         return table.assign(cost=table["flops"] / table["flops"].min())
 
     def cheapest(self, config: GPTConfig, resamples: int = 1_000, seed: int = 0) -> Decision:
-        """The vocabulary that costs the blocks of `config` the fewest FLOPs a byte; bootstrap over documents."""
+        """The vocabulary with the fewest FLOPs per byte for the blocks of `config`; bootstrap over documents."""
         import numpy as np
 
         checks.raise_if("Curve.cheapest", [checks.check_int("resamples", resamples)])
@@ -182,16 +183,16 @@ class Curve:
                         bool(best_R[0] in (0, len(size_F) - 1)))
 
     def _fit(self, per_byte_V: np.ndarray) -> Any:
-        """ln(tokens per byte) as a smooth function of log2(V); further axes are further curves."""
+        """Monotone cubic interpolation (PCHIP) of ln(tokens per byte) over log2(V); further axes are further curves."""
         import numpy as np
         from scipy.interpolate import PchipInterpolator
 
         if len(self.vocab_sizes) < 2:
-            raise ValueError(f"vocab_sizes={self.vocab_sizes} are too few for a curve: measure two or more")
+            raise UserError(f"vocab_sizes={self.vocab_sizes} are too few for a curve: measure two or more")
         return PchipInterpolator(np.log2(self.vocab_sizes), np.log(per_byte_V))
 
     def _reach(self, config: GPTConfig) -> float:
-        """Bytes of context of `config` with its own vocabulary, or with the nearest that was measured."""
+        """Bytes of context of `config` with its own vocabulary, or with the nearest measured one."""
         nearest = min(max(config.vocab_size, self.vocab_sizes[0]), self.vocab_sizes[-1])
         return config.seq_len * float(self.bytes_per_token(nearest))
 
@@ -201,10 +202,7 @@ def _blocks(config: GPTConfig) -> int:
 
 
 def curve(tokenizer: Tokenizer, texts: Iterable[str], vocab_sizes: Sequence[int] = VOCAB_SIZES) -> Curve:
-    """Encode `texts` with the beginnings of `tokenizer` that have `vocab_sizes` ids; those it can't fill are left out.
-
-    Its own size is one of them.
-    """
+    """Measure `tokenizer` truncated to `vocab_sizes`, and whole, on `texts`; sizes that it can't fill are left out."""
     import numpy as np
 
     sizes = sorted({size for size in vocab_sizes if size < tokenizer.vocab_size} | {tokenizer.vocab_size})
@@ -216,7 +214,7 @@ def curve(tokenizer: Tokenizer, texts: Iterable[str], vocab_sizes: Sequence[int]
 
 @dataclass(frozen=True)
 class Report:
-    """What a tokenizer makes of held-out text, beside what others make of it; `print` it, or take its parts."""
+    """Compression of held-out text by a tokenizer and by others, and the cost of other vocabularies."""
 
     held_out: dict[str, float]
     """`compression` of the held-out documents."""
@@ -224,7 +222,7 @@ class Report:
     vocabularies: pd.DataFrame
     decision: Decision
     note: str
-    """What could not be compared, and how it could; "" if nothing."""
+    """Encodings that are missing, and how to fetch them; "" if none is."""
 
     def __str__(self) -> str:
         wide = self.kinds.pivot_table(index="kind", columns="tokenizer", sort=False,
@@ -236,23 +234,25 @@ class Report:
         return "\n\n".join(filter(None, texts))
 
     def facts(self) -> dict[str, Any]:
-        """All of it, ready for JSON."""
+        """The report as a dictionary, for JSON."""
         return self.held_out | {"kinds": self.kinds.to_dict("records"), "decision": self.decision, "note": self.note,
                                 "vocabularies": self.vocabularies.reset_index().to_dict("records")}
 
 
 def report(tokenizer: Tokenizer, training: Iterable[str], held_out: Iterable[str], config: GPTConfig, *,
-           largest: int = VOCAB_SIZES[-1], max_chars: int = 200_000_000, characters: int = 4_000_000) -> Report:
-    """Measure `tokenizer` by kind of text, and what other vocabularies would do to the model of `config`.
+           kinds: Mapping[str, Iterable[str]] | None = None, largest: int = VOCAB_SIZES[-1],
+           max_chars: int = 200_000_000, characters: int = 4_000_000) -> Report:
+    """Measure `tokenizer` on `held_out` and further `kinds` of text, and the cost of other vocabularies for `config`.
 
-    `training` trains the family that is compared, up to `largest` ids or what `max_chars` of it fill; about
-    `characters` of `held_out` are measured.  Where `held_out` is `training`'s own text, the family looks too good.
+    The other vocabularies are trained on `training`, up to `largest` ids or what `max_chars` of it fill; about
+    `characters` of `held_out` are measured.  Raises UserError if `held_out` has no documents; if it is part of
+    `training`, the other vocabularies look too good.
     """
-    documents = next(batched(held_out, characters), [])
+    documents = next(batch_texts(held_out, characters), [])
     if not documents:
-        raise ValueError("held_out has no documents: a corpus of a few is too small to be split")
+        raise UserError("held_out has no documents: a corpus of a few is too small to be split")
     others, note = known_encodings()
     family = Tokenizer.train(training, largest, max_chars=max_chars, fewer=True)
     measured = curve(family, documents, (*VOCAB_SIZES, tokenizer.vocab_size))
-    return Report(compression(tokenizer, documents), by_kind({"ours": tokenizer, **others}, kinds(documents)),
-                  measured.table(config), measured.cheapest(config), note)
+    table = by_kind({"ours": tokenizer, **others}, {"held out": documents, **(kinds or {})})
+    return Report(compression(tokenizer, documents), table, measured.table(config), measured.cheapest(config), note)

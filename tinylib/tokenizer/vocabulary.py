@@ -1,4 +1,4 @@
-"""The tokenizer itself: a vocabulary that is trained, encodes and decodes, and lies on disk as JSON."""
+"""Byte-level BPE tokenizer: trained with rustbpe, encoding with tiktoken, saved as JSON text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from tinylib import checks, files, hardware
 from tinylib.allocator import frugal
-from tinylib.tokenizer.pretokenize import PATTERN, PLAIN, batched, checked, parts, portions
+from tinylib.checks import UserError
+from tinylib.tokenizer.pretokenize import PATTERN, PLAIN, batch_texts, check_text, split_at_blanks, split_long
 
 if TYPE_CHECKING:
     import os
@@ -30,7 +31,7 @@ _FILE = "vocabulary.json"
 
 
 class Tokenizer:
-    """A trained vocabulary: 256 bytes, then merges in the order they were learned, then the special tokens.
+    """A vocabulary: 256 bytes, then merges in the order in which they were learned, then the special tokens.
 
     >>> tokenizer = Tokenizer.train(["the cat and the hat"], vocab_size=268)
     >>> ids = tokenizer.encode("the that")
@@ -41,10 +42,10 @@ class Tokenizer:
     def __init__(self, tokens: Sequence[bytes], special_tokens: Sequence[str] = SPECIAL_TOKENS) -> None:
         missing = {bytes([value]) for value in range(256)}.difference(tokens)
         if missing:
-            raise ValueError(f"tokens lacks {len(missing)} of the 256 single bytes, such as {min(missing)!r}: "
-                             "without them some text has no ids")
+            raise UserError(f"tokens lacks {len(missing)} of the 256 single bytes, such as {min(missing)!r}: "
+                            "without them some text has no ids")
         if len(set(tokens)) != len(tokens):
-            raise ValueError("tokens holds the same bytes twice: each id needs bytes of its own")
+            raise UserError("tokens holds the same bytes twice: each id needs bytes of its own")
         self.tokens = tuple(tokens)
         self.special_tokens = tuple(special_tokens)
 
@@ -54,64 +55,66 @@ class Tokenizer:
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, *, max_chars: int | None = None, fewer: bool = False,
               progress: bool = False) -> Tokenizer:
-        """Learn `vocab_size` tokens (256 bytes, merges, special tokens) from the first `max_chars` of `texts`.
+        """Train BPE on the first `max_chars` of `texts` until there are `vocab_size` ids, special tokens included.
 
-        Streams: memory grows with the number of distinct words only.  `progress` shows characters a second and, where
-        `max_chars` is given, the time left.  Raises ValueError where the text has too few different words to fill the
-        vocabulary, unless `fewer` are welcome.
+        Streams: memory grows with the number of distinct words only.  `progress` shows characters a second and, with
+        `max_chars`, the time left.  Raises UserError for a lone surrogate, and where the text can't fill the vocabulary
+        unless `fewer` ids are allowed.
 
         >>> Tokenizer.train(["abc"], vocab_size=1_000)
         Traceback (most recent call last):
             ...
-        ValueError: vocab_size=1000 is more than this text can fill, it reached 267: use at most 267, or more text
+        tinylib.checks.UserError: vocab_size=1000 is more than this text can fill, it reached 267: use at most 267, \
+or more text
         """
         checks.raise_if("Tokenizer.train", [checks.check_int("vocab_size", vocab_size),
                                          None if max_chars is None else checks.check_int("max_chars", max_chars)])
         least = 256 + len(SPECIAL_TOKENS)
         if vocab_size < least:
-            raise ValueError(f"vocab_size={vocab_size} has no room for 256 bytes and {len(SPECIAL_TOKENS)} special "
-                             f"tokens: use {least} or more")
+            raise UserError(f"vocab_size={vocab_size} has no room for 256 bytes and {len(SPECIAL_TOKENS)} special "
+                            f"tokens: use {least} or more")
         import rustbpe
 
         trainer = rustbpe.Tokenizer()
         with _bar(max_chars, progress) as bar, frugal():
-            trainer.train_from_iterator(_pieces(texts, max_chars, bar), vocab_size - len(SPECIAL_TOKENS),
+            trainer.train_from_iterator(_training_text(texts, max_chars, bar), vocab_size - len(SPECIAL_TOKENS),
                                         buffer_size=256, pattern=PLAIN)
         learned = [bytes(word) for word, _ in sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])]
         reached = len(learned) + len(SPECIAL_TOKENS)
         if reached < vocab_size and not fewer:
-            raise ValueError(f"vocab_size={vocab_size} is more than this text can fill, it reached {reached}: "
-                             f"use at most {reached}, or more text")
+            raise UserError(f"vocab_size={vocab_size} is more than this text can fill, it reached {reached}: "
+                            f"use at most {reached}, or more text")
         return cls(learned)
 
     def truncate(self, vocab_size: int) -> Tokenizer:
         """The tokenizer of `vocab_size` ids that a shorter training on the same text would have given.
 
-        BPE is greedy: no merge knows how many will follow, so a smaller vocabulary is the beginning of a larger one.
+        BPE is greedy: a merge doesn't depend on how many follow, so a smaller vocabulary is the start of a larger one.
 
         >>> text = ["the cat and the hat"]
         >>> Tokenizer.train(text, 268).truncate(266).tokens == Tokenizer.train(text, 266).tokens
         True
         """
         special = len(self.special_tokens)
-        checks.raise_if("Tokenizer.truncate", [checks.check_int("vocab_size", vocab_size, 256 + special, self.vocab_size)])
+        checks.raise_if("Tokenizer.truncate", [
+            checks.check_int("vocab_size", vocab_size, 256 + special, self.vocab_size)])
         return Tokenizer(self.tokens[:vocab_size - special], self.special_tokens)
 
     # Ids
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids (V), the special tokens among them."""
+        """Number of ids (V), special tokens included."""
         return len(self.tokens) + len(self.special_tokens)
 
     @cached_property
     def special_ids(self) -> dict[str, int]:
-        """Id of each special token by its name; the last ids of the vocabulary."""
+        """Special token -> id; the last ids of the vocabulary."""
         return {name: len(self.tokens) + place for place, name in enumerate(self.special_tokens)}
 
     @property
     def bos(self) -> int:
-        """Id of `<|bos|>`, with which every document begins."""
+        """Id of `<|bos|>`, which begins every document."""
         return self.special_ids["<|bos|>"]
 
     @cached_property
@@ -126,47 +129,50 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of everything that decides the ids; what was made with one tokenizer is refused with another."""
+        """Hash of all that decides the ids: pattern, tokens and special tokens.
+
+        The shards' index records it, and `Shards.check_tokenizer` compares it: ids of another tokenizer are other text.
+        """
         return hashlib.sha256(self._to_json().encode()).hexdigest()[:16]
 
     # Encoding
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, none of them special; ValueError for a lone surrogate."""
-        encode, pieces = self._encoding.encode_ordinary, parts(checked(text))
-        if len(pieces) == 1:
+        """The ids of `text`, none of them special; UserError for a lone surrogate."""
+        encode, parts = self._encoding.encode_ordinary, split_at_blanks(check_text(text))
+        if len(parts) == 1:
             return encode(text)
-        return list(itertools.chain.from_iterable(map(encode, pieces)))
+        return list(itertools.chain.from_iterable(map(encode, parts)))
 
     def encode_array(self, text: str) -> np.ndarray:
-        """The ids of `text` as uint32; without lists in between it takes a fifth less time."""
+        """The ids of `text` as uint32; a fifth faster than by lists."""
         import numpy as np
 
-        encode, pieces = self._encoding.encode_to_numpy, parts(checked(text))
-        return np.concatenate([encode(piece, disallowed_special=()) for piece in pieces])
+        encode, parts = self._encoding.encode_to_numpy, split_at_blanks(check_text(text))
+        return np.concatenate([encode(part, disallowed_special=()) for part in parts])
 
     def encode_batch(self, texts: Iterable[str], threads: int | None = None) -> list[list[int]]:
         """The ids of each text, encoded in `threads` threads (by default one a core)."""
         threads = threads or hardware.cores()
         if threads == 1:
             return self._encode_all(texts)
-        with ThreadPoolExecutor(threads) as pool:    # in groups, for handing over a text takes as long as encoding it
-            groups = pool.map(self._encode_all, batched(texts, characters=100_000))
-            return list(itertools.chain.from_iterable(groups))
+        with ThreadPoolExecutor(threads) as pool:    # in batches: handing over one text costs as much as encoding it
+            batches = pool.map(self._encode_all, batch_texts(texts, characters=100_000))
+            return list(itertools.chain.from_iterable(batches))
 
     def _encode_all(self, texts: Iterable[str]) -> list[list[int]]:
         return [self.encode(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; bytes that are no UTF-8 become U+FFFD, special tokens their names."""
+        """The text of `ids`; invalid UTF-8 becomes U+FFFD, special tokens their names."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes of `ids`; ValueError for an id outside the vocabulary."""
+        """The bytes of `ids`; UserError for an id outside the vocabulary."""
         parts = []
         for number in ids:
             if not 0 <= number < self.vocab_size:
-                raise ValueError(f"id={int(number)} is not in this vocabulary: ids go from 0 to {self.vocab_size - 1}")
+                raise UserError(f"id={int(number)} is not in this vocabulary: ids go from 0 to {self.vocab_size - 1}")
             parts.append(self._table[int(number)])
         return b"".join(parts)
 
@@ -184,41 +190,41 @@ class Tokenizer:
     # Disk
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the tokenizer into `folder` as JSON text, whole or not at all."""
+        """Write the tokenizer into `folder` as JSON text, atomically."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         files.write_text(Path(folder) / _FILE, self._to_json())
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Tokenizer:
-        """The tokenizer that `save` wrote into `folder`."""
+        """The tokenizer in `folder`; FileNotFoundError if there is none, UserError for another format."""
         path = Path(folder) / _FILE
         if not path.is_file():
             raise FileNotFoundError(f"no tokenizer in {folder}: run notebook 02, or python -m tinylib tokenize train")
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.get("version") != 1:
-            raise ValueError(f"version={content.get('version')!r} in {path} is not 1: train the tokenizer again")
+            raise UserError(f"version={content.get('version')!r} in {path} is not 1: train the tokenizer again")
         tokens = [word.encode("utf-8", "surrogateescape") for word in content["tokens"]]
         if content["pattern"] != PATTERN:
-            raise ValueError(f"pattern={content['pattern']!r} in {path} is not this library's, so ids would not be "
-                             "those that were learned: train the tokenizer again")
+            raise UserError(f"pattern={content['pattern']!r} in {path} is not this library's, so ids would not be "
+                            "those that were learned: train the tokenizer again")
         return cls(tokens, content["special_tokens"])
 
     def _to_json(self) -> str:
-        # surrogateescape keeps a byte that is no UTF-8, such as half of an é, as \udc80…\udcff: readable and exact.
+        # surrogateescape writes a byte of invalid UTF-8, such as half of an é, as \udc80…\udcff: readable and exact.
         content = {"version": 1, "pattern": PATTERN, "special_tokens": self.special_tokens,
                    "tokens": [word.decode("utf-8", "surrogateescape") for word in self.tokens]}
         return json.dumps(content, indent=0) + "\n"
 
     def save_huggingface(self, path: str | os.PathLike[str]) -> None:
-        """Write a `tokenizer.json` for the `tokenizers` library; the ids of any text are the same there.
+        """Write a `tokenizer.json` for the `tokenizers` library, which gives the same ids.
 
-        One thing that file can't say: a special token's name in a text becomes its id unless the reader sets
-        `encode_special_tokens = True`.
+        There, a special token's name in a text becomes its id unless the reader sets `encode_special_tokens = True`,
+        which the file can't set.
         """
         files.write_text(Path(path), json.dumps(self.to_huggingface(), ensure_ascii=False, indent=1) + "\n")
 
     def to_huggingface(self) -> dict[str, Any]:
-        """The content of that `tokenizer.json`."""
+        """The content of `tokenizer.json`."""
         spelled = [_spell(word) for word in self.tokens]
         merges = [[spelled[left], spelled[right]] for left, right in self.merges()]
         vocabulary = {word: number for number, word in enumerate(spelled)} | self.special_ids
@@ -234,7 +240,7 @@ class Tokenizer:
                 "post_processor": None, "decoder": byte_level, "model": model}
 
     def merges(self) -> list[tuple[int, int]]:
-        """The pair of ids that each merge joined, in the order in which they were learned.
+        """The pair of ids that each merge joins, in the order in which they were learned.
 
         >>> tokenizer = Tokenizer.train(["the cat and the hat"], vocab_size=268)
         >>> [tokenizer.decode(pair) for pair in tokenizer.merges()]
@@ -244,15 +250,15 @@ class Tokenizer:
         return [_parents(word, ranks) for word in self.tokens if len(word) > 1]
 
 
-def _pieces(texts: Iterable[str], max_chars: int | None, bar: tqdm[Any]) -> Iterator[str]:
-    """What the trainer counts words in, never much at once; the text with which `max_chars` are reached is cut."""
+def _training_text(texts: Iterable[str], max_chars: int | None, bar: tqdm[Any]) -> Iterator[str]:
+    """The first `max_chars` of `texts` in short parts, whose words the trainer counts."""
     left = max_chars
     for text in texts:
         if left is not None:
             text = text[:left]
             left -= len(text)
-        for portion in portions(checked(text)):
-            yield from parts(portion)
+        for part in split_long(check_text(text)):
+            yield from split_at_blanks(part)
         bar.update(len(text))
         if left == 0:
             break
@@ -267,19 +273,19 @@ def _bar(max_chars: int | None, progress: bool) -> tqdm[Any]:
 
 
 def _parents(word: bytes, ranks: dict[bytes, int]) -> tuple[int, int]:
-    """The two ids that BPE has left of `word` when only earlier merges may be used."""
+    """The two ids that remain of `word` when BPE applies the earlier merges only."""
     parts = [bytes([value]) for value in word]
     while len(parts) > 2:
         joined = [ranks.get(left + right, len(ranks)) for left, right in itertools.pairwise(parts)]
         best = min(range(len(joined)), key=joined.__getitem__)
         if joined[best] >= ranks[word]:
-            raise ValueError(f"word {word!r} can't be reached by merges of earlier words")
+            raise UserError(f"word {word!r} can't be reached by merges of earlier words")
         parts[best:best + 2] = [parts[best] + parts[best + 1]]
     return ranks[parts[0]], ranks[parts[1]]
 
 
 def _spell(word: bytes) -> str:
-    """`word` with every byte as one printable character, as GPT-2 and `tokenizers` spell bytes in JSON.
+    """`word` with every byte as one printable character, as in GPT-2's and `tokenizers`' JSON.
 
     >>> _spell(" é".encode())
     'ĠÃ©'
@@ -288,7 +294,7 @@ def _spell(word: bytes) -> str:
 
 
 def _spelling() -> list[str]:
-    """Printable characters of Latin-1 stand for themselves, the other bytes for U+0100 and what follows.
+    """Byte -> character: printable Latin-1 as itself, other bytes as U+0100 and the following.
 
     Source: GPT-2, `encoder.py`, `bytes_to_unicode`.
     """

@@ -61,12 +61,11 @@ def _tokenize_train(corpus: str | None = None, vocab_size: int | None = None, ma
 
 
 def _tokenize_shards(corpus: str | None = None, tokenizer: Path | None = None, shards: Path | None = None,
-                     processes: int | None = None, fresh: bool = False, column: str | None = None) -> Result:
-    """Encode a corpus into token shards, going on where a killed call stopped; what isn't given is the profile's.
+                     processes: int | None = None, column: str | None = None) -> Result:
+    """Encode a corpus into token shards; parts that a killed call finished are skipped; defaults are the profile's.
 
     Args:
         processes: how many encode, one a core if not given
-        fresh: begin anew instead of going on
         column: as of corpus fetch, whose word stands if it is not given
     """
     from tinylib.corpus import SPLITS, load
@@ -76,7 +75,7 @@ def _tokenize_shards(corpus: str | None = None, tokenizer: Path | None = None, s
     profile = profiles.profile()
     source, folder = load(corpus or profile.corpus, column=column), shards or profile.shards
     build({split: source.texts(split) for split in SPLITS}, Tokenizer.load(tokenizer or profile.tokenizer), folder,
-          processes=processes, fresh=fresh, progress=True)
+          processes=processes, progress=True)
     result = {"shards": folder} | {f"{split}_{count}": getattr(Shards(folder, split), count)
                                    for split in SPLITS for count in ("tokens", "documents")}
     show(result)
@@ -90,11 +89,12 @@ def _tokenize_eval(corpus: str | None = None, tokenizer: Path | None = None, col
         column: as of corpus fetch, whose word stands if it is not given
     """
     from tinylib.corpus import load
+    from tinylib.course.samples import kinds
     from tinylib.tokenizer import Tokenizer, report
 
     profile = profiles.profile()
     source = load(corpus or profile.corpus, column=column)
     found = report(Tokenizer.load(tokenizer or profile.tokenizer), source.texts("train"), source.texts("val"),
-                   profile.train.model)
+                   profile.train.model, kinds=kinds())
     print(found)
     return found.facts()

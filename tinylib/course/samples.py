@@ -1,4 +1,4 @@
-"""Texts of several kinds that every machine has: source code, numbers, other scripts; English comes from the corpus."""
+"""Sample texts of several kinds that every machine has: source code, numbers, other scripts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import date, timedelta
 from pathlib import Path
 
 from tinylib.corpus import in_validation
-from tinylib.tokenizer.pretokenize import batched
+from tinylib.tokenizer import batch_texts
 
 ARTICLE_1: dict[str, str] = {
     "German": "Alle Menschen sind frei und gleich an Würde und Rechten geboren. Sie sind mit Vernunft und Gewissen "
@@ -37,26 +37,26 @@ office, which anyone may reproduce.
 """
 
 
-def kinds(english: Iterable[str], code: Iterable[str] | None = None, characters: int = 4_000_000
+def kinds(english: Iterable[str] = (), code: Iterable[str] | None = None, characters: int = 4_000_000
           ) -> dict[str, list[str]]:
-    """Texts by kind, at most about `characters` of each: English, code, other scripts, numbers.
+    """Texts by kind, about `characters` of each at most: English (if given), code, other scripts, numbers.
 
-    `english` is the caller's, such as a corpus's validation; `code` too, by default files of the standard library.
+    `code` is by default the held-out files of the standard library.
     """
     found = {"English": english, "code": standard_library() if code is None else code,
              "other scripts": ARTICLE_1.values(), "numbers": numbers()}
-    texts = {kind: next(batched(some, characters), []) for kind, some in found.items()}
+    texts = {kind: next(batch_texts(some, characters), []) for kind, some in found.items()}
     return {kind: some for kind, some in texts.items() if some}
 
 
 def standard_library() -> list[str]:
-    """Source files of Python's standard library that the built-in corpora hold out; none where they lie zipped."""
+    """Source files of Python's standard library that the built-in corpora hold out; none where they are zipped."""
     files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     return [file.read_text(encoding="utf-8") for file in files if in_validation(file.stem)]
 
 
 def numbers() -> list[str]:
-    """Numbers as they are written in tables: squares, powers, thousands with commas, roots, dates; all computed.
+    """Numbers as in tables: squares, powers, thousands with commas, roots, dates; all computed.
 
     >>> [line[:21] for line in numbers()]
     ['0 1 4 9 16 25 36 49 6', '1 2 4 8 16 32 64 128 ', '7,777\\n15,554\\n23,331\\n3', '0.000000 1.000000 1.4', '\

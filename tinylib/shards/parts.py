@@ -1,0 +1,129 @@
+"""Parallel encoding: one part of the text in, one file of token ids out, in this process or in loky's workers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinylib import files
+from tinylib.tokenizer import Tokenizer, to_utf8
+
+_HASH_BYTES = 32
+
+
+def pack(texts: Sequence[str]) -> bytes:
+    """Serialize `texts`: their number, the length of each in UTF-8 (int64), their bytes.
+
+    Raises UserError for a lone surrogate.
+    """
+    encoded = [to_utf8(text) for text in texts]
+    return np.array([len(texts), *map(len, encoded)], dtype=np.int64).tobytes() + b"".join(encoded)
+
+
+def unpack(packed: bytes) -> list[str]:
+    """The texts in `packed`.
+
+    >>> unpack(pack(["é", "", "ab"]))
+    ['é', '', 'ab']
+    """
+    count = int(np.frombuffer(packed, dtype=np.int64, count=1)[0])
+    ends = 8 * (count + 1) + np.cumsum(np.frombuffer(packed, dtype=np.int64, count=count, offset=8))
+    starts = [8 * (count + 1), *ends.tolist()]
+    return [packed[start:end].decode() for start, end in zip(starts, ends.tolist(), strict=False)]
+
+
+def write_part(file: Path, texts: Sequence[str], tokenizer: Tokenizer, dtype: np.dtype) -> None:
+    """Encode `texts` into `file`, atomically: a hash, the number of texts, the ids of each, all ids as `dtype`.
+
+    The ids of a text begin with BOS.
+    """
+    bos = np.array([tokenizer.bos], dtype=dtype)
+    ids = [tokenizer.encode_array(text) for text in texts]
+    counts = np.array([len(ids), *(1 + len(of_text) for of_text in ids)], dtype=np.int64)
+    tokens = np.concatenate([part for of_text in ids for part in (bos, of_text)], dtype=dtype, casting="unsafe")
+    content = counts.tobytes() + tokens.tobytes()
+    files.write_bytes(file, sha256(content).digest() + content)
+
+
+def read_part(file: Path, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray] | None:
+    """Number of ids of each text, and all ids; None unless the file is there and whole."""
+    if not file.is_file():
+        return None
+    data = file.read_bytes()
+    if sha256(memoryview(data)[_HASH_BYTES:]).digest() != data[:_HASH_BYTES]:
+        return None    # after a power cut, a file may have its name and not its content
+    count = int(np.frombuffer(data, dtype=np.int64, count=1, offset=_HASH_BYTES)[0])
+    counts = np.frombuffer(data, dtype=np.int64, count=count, offset=_HASH_BYTES + 8)
+    return counts, np.frombuffer(data, dtype=dtype, offset=_HASH_BYTES + 8 * (1 + count))
+
+
+class Workers:
+    """A pool of worker processes that starts with the first task and is gone at the end of the `with` block.
+
+    A task is three paths: the text, spooled to a file in `spool`; the tokenizer; the part to write.  Workers of loky,
+    unlike those of `multiprocessing`, don't run the caller's script again.  Two idle resource trackers, loky's and
+    Python's, stay until this process ends, because everything in it that uses them shares them.
+    """
+
+    def __init__(self, count: int, spool: Path) -> None:
+        self.count, self._spool, self._tasks = count, spool, 0
+        self._executor: Any = None
+
+    def __enter__(self) -> Workers:
+        shutil.rmtree(self._spool, ignore_errors=True)    # of a build that was killed
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, kill_workers=True)
+        shutil.rmtree(self._spool, ignore_errors=True)
+        if isinstance(error, BrokenProcessPool):
+            raise RuntimeError("a process that encodes text was killed: if memory ran out, use fewer processes"
+                               ) from error
+
+    def submit(self, file: Path, packed: bytes, tokenizer: Path, dtype: np.dtype) -> Future[None]:
+        """Have a worker write the part `file` from the texts in `packed`."""
+        if self._executor is None:
+            from joblib.externals.loky import ProcessPoolExecutor
+
+            self._spool.mkdir()
+            self._executor = ProcessPoolExecutor(self.count, initializer=_start, initargs=(os.getpid(),))
+        self._tasks += 1
+        text = self._spool / f"{os.getpid()}_{self._tasks}"
+        text.write_bytes(packed)
+        return self._executor.submit(_work, text, tokenizer, file, dtype)
+
+
+def _start(parent: int) -> None:
+    """Prepare a worker: ignore Ctrl-C, which the parent handles, and exit when the parent is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
+
+
+def _exit_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _work(text: Path, tokenizer: Path, file: Path, dtype: np.dtype) -> None:
+    packed = text.read_bytes()
+    text.unlink()
+    write_part(file, unpack(packed), _load(tokenizer), dtype)
+
+
+@lru_cache(maxsize=1)
+def _load(tokenizer: Path) -> Tokenizer:
+    return Tokenizer.load(tokenizer)
