@@ -23,8 +23,8 @@ import psutil
 import tiktoken
 
 from tinylib import corpus, hardware
-from tinylib.shards import Loader, Shards, build
-from tinylib.tokenizer import PATTERN, Tokenizer, batched
+from tinylib.shards import Batch, Loader, Shards, build
+from tinylib.tokenizer import PATTERN, Tokenizer, batch_texts
 
 SHAPES = ((8, 2048), (16, 256))
 
@@ -46,11 +46,11 @@ def speed(source: corpus.Corpus, tokenizer: Tokenizer, place: Path, characters: 
                                  mergeable_ranks={word: rank for rank, word in enumerate(tokenizer.tokens)})
 
     def bare() -> None:
-        for batch in batched(texts):
+        for batch in batch_texts(texts):
             encoding.encode_ordinary_batch(batch, num_threads=cores)
 
     def encode() -> None:
-        for batch in batched(texts):
+        for batch in batch_texts(texts):
             tokenizer.encode_batch(batch)
 
     def to_shards() -> None:
@@ -91,9 +91,9 @@ def memory(text: str, tokenizer: Path, place: Path, characters: float) -> dict[s
 def loading(shards: Shards, seconds: float) -> dict[str, float]:
     """Tokens a second that a loader alone delivers, from files that were read before."""
     rates = {}
-    for batch_size, seq_len in SHAPES:
-        with Loader(shards, itertools.count(), batch_size=batch_size, seq_len=seq_len) as batches:
-            rates[f"{batch_size} × {seq_len}"] = batch_size * seq_len * per_second(batches, seconds)
+    for rows, seq_len in SHAPES:
+        with Loader(shards, (Batch(step, rows, seq_len) for step in itertools.count())) as loaded:
+            rates[f"{rows} × {seq_len}"] = rows * seq_len * per_second(loaded, seconds)
     for shape, rate in rates.items():
         print(f"loader, {shape}: {rate / 1e6:,.1f} M tokens/s")
     whole = [int((y >= 0).sum()) for _, y in shards.in_order(2048)]

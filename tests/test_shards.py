@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from tinylib import files
-from tinylib.shards import IGNORED, Shards, build, permute
+from tinylib.checks import ConfigError
+from tinylib.shards import IGNORED, Batch, Shards, build, permute
 from tinylib.tokenizer import Tokenizer
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "ran", "to", "see", "what", "dogs", "say", "of", "it"]
@@ -43,7 +44,7 @@ def stream(folder, split="train"):
 def windows(shard, seq_len, steps, batch_size, seed=0):
     """The rows of `steps` batches as tuples of inputs and targets."""
     for step in range(steps):
-        x, y = shard.batch(step, batch_size=batch_size, seq_len=seq_len, seed=seed)
+        x, y = shard.batch(Batch(step, batch_size, seq_len, seed))
         yield from zip(map(tuple, x.tolist()), map(tuple, y.tolist()), strict=True)
 
 
@@ -89,17 +90,19 @@ def test_a_short_window_is_padded_with_0_and_ignored(folder):
 
 @pytest.mark.parametrize("ranks,micro", [(1, 12), (2, 3), (3, 2), (4, 1)])
 def test_ranks_and_micro_batches_slice_one_global_batch(folder, ranks, micro):
-    shard, whole = Shards(folder), Shards(folder).batch(5, batch_size=12, seq_len=16)
-    parts = [shard.batch(5, batch_size=12, seq_len=16, rows=range(start, start + micro))
+    shard, batch = Shards(folder), Batch(step=5, rows=12, seq_len=16)
+    whole = shard.batch(batch)
+    parts = [shard.batch(batch, range(start, start + micro))
              for rank in range(ranks) for start in range(rank * 12 // ranks, (rank + 1) * 12 // ranks, micro)]
     for side in (0, 1):
         assert torch.equal(torch.cat([part[side] for part in parts]), whole[side])
 
 
 def test_rows_may_be_a_slice_or_an_array(folder):
-    shard, whole = Shards(folder), Shards(folder).batch(0, batch_size=6, seq_len=8)[0]
-    assert torch.equal(shard.batch(0, batch_size=6, seq_len=8, rows=slice(1, None, 2))[0], whole[1::2])
-    assert torch.equal(shard.batch(0, batch_size=6, seq_len=8, rows=np.array([4, 0]))[0], whole[[4, 0]])
+    shard, batch = Shards(folder), Batch(step=0, rows=6, seq_len=8)
+    whole = shard.batch(batch)[0]
+    assert torch.equal(shard.batch(batch, slice(1, None, 2))[0], whole[1::2])
+    assert torch.equal(shard.batch(batch, np.array([4, 0]))[0], whole[[4, 0]])
 
 
 def test_the_total_batch_size_does_not_change_the_order_of_samples(folder):
@@ -120,15 +123,16 @@ def test_batches_straddle_epochs_and_each_epoch_is_whole_and_different(folder):
 def test_a_batch_may_be_larger_than_an_epoch(folder):
     shard = Shards(folder, "val")
     count = shard.windows(64)
-    x, _ = shard.batch(1, batch_size=3 * count + 1, seq_len=64)
+    x, _ = shard.batch(Batch(1, 3 * count + 1, 64))
     assert x.shape == (3 * count + 1, 64)
 
 
 def test_resuming_opens_anew_and_goes_on_alike(folder):
-    straight = [Shards(folder).batch(step, batch_size=4, seq_len=16, seed=3) for step in range(20)]
-    resumed = Shards(folder)
-    for step in range(11, 20):
-        assert all(map(torch.equal, resumed.batch(step, batch_size=4, seq_len=16, seed=3), straight[step]))
+    batches = [Batch(step, 4, 16, seed=3) for step in range(20)]
+    shard, resumed = Shards(folder), Shards(folder)
+    straight = [shard.batch(batch) for batch in batches]
+    for batch in batches[11:]:
+        assert all(map(torch.equal, resumed.batch(batch), straight[batch.step]))
 
 
 def test_the_seed_changes_the_order(folder):
@@ -138,9 +142,8 @@ def test_the_seed_changes_the_order(folder):
 
 def test_targets_counts_what_the_batch_holds(folder):
     shard = Shards(folder)
-    for step in range(12):
-        _, y = shard.batch(step, batch_size=5, seq_len=100)
-        assert shard.targets(step, batch_size=5, seq_len=100) == int((y != IGNORED).sum())
+    for batch in (Batch(step, 5, 100) for step in range(12)):
+        assert shard.targets(batch) == int((shard.batch(batch)[1] != IGNORED).sum())
 
 
 def test_in_order_reads_the_files_in_order(folder):
@@ -158,7 +161,7 @@ def test_batches_are_those_of_a_plain_reader(folder, seq_len):
     shard, seed = Shards(folder), 11
     every = [(file[start:start + seq_len + 1]) for file in stream(folder) for start in range(0, len(file) - 1, seq_len)]
     for step in (0, 1, 3 * len(every) // 7, 5000):
-        x, y = shard.batch(step, batch_size=7, seq_len=seq_len, seed=seed)
+        x, y = shard.batch(Batch(step, 7, seq_len, seed))
         for row, sample in enumerate(range(step * 7, step * 7 + 7)):
             epoch, position = divmod(sample, len(every))
             place = permute(np.array([position]), len(every), seed=seed, epoch=epoch)[0]
@@ -209,7 +212,7 @@ def copy(folder, target):
     return shutil.copytree(folder, target / "copy")
 
 
-def test_a_cut_file_is_refused(folder, tmp_path):
+def test_a_truncated_or_missing_file_is_an_error(folder, tmp_path):
     broken = copy(folder, tmp_path)
     (broken / "train_001.bin").write_bytes((broken / "train_001.bin").read_bytes()[:-2])
     with pytest.raises(ValueError, match=r"train_001\.bin has \d+ bytes where \d+ were written"):
@@ -235,7 +238,7 @@ def test_verify_reads_every_byte(folder, tmp_path):
 @pytest.mark.parametrize("change,message", [
     ({"version": 2}, "version=2"), ({"dtype": "float32"}, "dtype='float32' can't hold"),
     ({"vocab_size": 70_000}, "can't hold vocab_size=70000")])
-def test_a_strange_index_is_refused(folder, tmp_path, change, message):
+def test_a_strange_index_is_an_error(folder, tmp_path, change, message):
     broken = copy(folder, tmp_path)
     index = json.loads((broken / "index.json").read_text())
     (broken / "index.json").write_text(json.dumps(index | change))
@@ -243,21 +246,28 @@ def test_a_strange_index_is_refused(folder, tmp_path, change, message):
         Shards(broken)
 
 
-def test_another_tokenizer_is_refused(folder, tmp_path):
-    broken = copy(folder, tmp_path)
-    Tokenizer.train(sentences(200, seed=5), vocab_size=300).save(broken / "tokenizer")
-    with pytest.raises(ValueError, match="the tokens were made with"):
+def test_another_tokenizer_of_the_same_size_is_an_error(folder, tokenizer, tmp_path):
+    """In the shards' folder, and wherever else a fingerprint comes from, such as a checkpoint."""
+    other, broken = Tokenizer.train(sentences(200, seed=5), vocab_size=300), copy(folder, tmp_path)
+    other.save(broken / "tokenizer")
+    both = rf"{tokenizer.fingerprint}, .*tokenizer has {other.fingerprint}: build"
+    with pytest.raises(ConfigError, match=both):
         _ = Shards(broken).tokenizer
+    with pytest.raises(ConfigError, match=both):
+        Shards(folder).check_tokenizer(other.fingerprint, "step_000200/tokenizer")
+    Shards(folder).check_tokenizer(tokenizer.fingerprint, "step_000200/tokenizer")
 
 
-@pytest.mark.parametrize("arguments,message", [
-    ({"batch_size": 0}, "batch_size=0"), ({"step": -1}, "step=-1"), ({"seq_len": 0}, "seq_len=0"),
-    ({"rows": range(3, 9)}, "rows go from 0 to 3"), ({"rows": [-1]}, "rows go from 0 to 3"),
-    ({"batch_size": 2.5}, "batch_size=2.5")])
-def test_bad_arguments_of_batch(folder, arguments, message):
-    arguments = {"step": 0, "batch_size": 4, "seq_len": 8} | arguments
-    with pytest.raises(ValueError, match=message):
-        Shards(folder).batch(arguments.pop("step"), **arguments)
+@pytest.mark.parametrize("field,value", [("rows", 0), ("step", -1), ("seq_len", 0), ("rows", 2.5), ("step", True)])
+def test_a_batch_checks_its_fields(field, value):
+    with pytest.raises(ConfigError, match=f"Batch: {field}={value} "):
+        Batch(**{"step": 0, "rows": 4, "seq_len": 8} | {field: value})
+
+
+@pytest.mark.parametrize("rows", [range(3, 9), [-1], np.array([0, 4])])
+def test_rows_outside_the_batch_are_an_error(folder, rows):
+    with pytest.raises(ValueError, match="rows go from 0 to 3"):
+        Shards(folder).batch(Batch(0, 4, 8), rows)
 
 
 def test_unknown_split(folder):
@@ -267,12 +277,12 @@ def test_unknown_split(folder):
 
 def test_tiny_corpora_work_or_say_why_not(tokenizer, tmp_path):
     one = build({"train": ["a"]}, tokenizer, tmp_path / "one")
-    x, y = one.batch(9, batch_size=3, seq_len=8)
+    x, y = one.batch(Batch(9, 3, 8))
     assert x[:, 0].tolist() == [tokenizer.bos] * 3 and (y != IGNORED).sum() == 3
     empty = build({"train": [""]}, tokenizer, tmp_path / "empty")
     assert (empty.tokens, empty.windows(8), list(empty.in_order(8))) == (1, 0, [])
     with pytest.raises(ValueError, match="holds 1 tokens and so no target"):
-        empty.batch(0, batch_size=1, seq_len=8)
+        empty.batch(Batch(0, 1, 8))
     assert build({"train": ["", "", "a", ""]}, tokenizer, tmp_path / "few").documents == 4
 
 
@@ -308,7 +318,7 @@ def test_building_again_replaces_and_sweeps_up_after_the_dead(tokenizer, tmp_pat
     assert [file.name for file in tmp_path.iterdir()] == ["s"]
 
 
-def test_write_folder_is_whole_or_not_at_all(tmp_path):
+def test_write_folder_is_atomic(tmp_path):
     with pytest.raises(RuntimeError, match="no"), files.write_folder(tmp_path / "a" / "b") as part:
         (part / "file").write_text("half")
         raise RuntimeError("no")
@@ -322,4 +332,4 @@ def test_large_vocabularies_take_uint32(tmp_path):
     wide = Wide([bytes([value]) for value in range(256)])
     shard = build({"train": ["ab"]}, wide, tmp_path / "s")
     assert shard.index["dtype"] == "uint32" and shard.tokens == 3
-    assert shard.batch(0, batch_size=1, seq_len=2)[1].tolist() == [[97, 98]]
+    assert shard.batch(Batch(0, 1, 2))[1].tolist() == [[97, 98]]

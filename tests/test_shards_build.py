@@ -1,11 +1,10 @@
-"""Building shards: the same files with any number of processes and after any kill; leftovers of others are refused."""
+"""Building shards: the same files with any number of processes and after any kill, and no process left."""
 
 import contextlib
 import errno
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tinylib.shards import Shards, build, building, journal, workers
+from tinylib.shards import build, building, parts
 from tinylib.tokenizer import Tokenizer
 
 WORDS = ["the", "größe", "sat", "on", "a", "mat", "and", "ran", "to", "see", "what", "dogs", "say", "it", "<|bos|>"]
@@ -36,7 +35,7 @@ def tokenizer():
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    """Some ten parts, all but the first encoded in processes if there are several."""
+    """Some fifteen parts, all but the first encoded by workers if there are several."""
     monkeypatch.setattr(building, "PART_CHARACTERS", 700)
     monkeypatch.setattr(building, "SMALL_CHARACTERS", 700)
 
@@ -53,63 +52,91 @@ def expected(tokenizer, tmp_path_factory):
     return contents(folder)
 
 
-def failing(documents, after, error):
-    """The documents, but for an error in the place of one of training."""
-    def texts():
-        yield from documents["train"][:after]
-        raise error
-    return documents | {"train": texts()}
+def rebuild(tokenizer, folder, **options):
+    return build(DOCUMENTS, tokenizer, folder, **{"tokens_per_file": 1000, "processes": 1} | options)
+
+
+def live_workers():
+    """The workers that this process started; the resource trackers are none, and end with it."""
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "LokyProcess" in " ".join(child.cmdline()):
+                yield child
 
 
 @pytest.fixture
 def interrupted(tokenizer, tmp_path):
-    """Where a build of `s` was interrupted after about two thirds."""
+    """The finished parts of a build of `s` that was interrupted after about two thirds."""
+    def texts():
+        yield from DOCUMENTS["train"][:60]
+        raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        build(failing(DOCUMENTS, 60, KeyboardInterrupt()), tokenizer, tmp_path / "s", tokens_per_file=1000, processes=1)
+        build({"train": texts()}, tokenizer, tmp_path / "s", processes=1)
     assert [file.name for file in tmp_path.iterdir()] == [".s.part"]
     return tmp_path / ".s.part"
 
 
-def go_on(tokenizer, folder, **options):
-    return build(DOCUMENTS, tokenizer, folder, **{"tokens_per_file": 1000, "processes": 1} | options)
+@pytest.fixture
+def encoded(monkeypatch):
+    """The part files that this process writes from here on."""
+    written, write_part = [], parts.write_part
+    monkeypatch.setattr(building, "write_part", lambda file, *given: written.append(file) or write_part(file, *given))
+    return written
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_processes_change_nothing(tokenizer, tmp_path, expected, processes):
-    go_on(tokenizer, tmp_path / "s", processes=processes).verify()
+    rebuild(tokenizer, tmp_path / "s", processes=processes).verify()
     assert contents(tmp_path / "s") == expected
-    assert [file.name for file in tmp_path.iterdir()] == ["s"]
-    assert not psutil.Process().children()
+    assert [file.name for file in tmp_path.iterdir()] == ["s"] and not [*live_workers()]
 
 
-def test_an_interrupted_build_goes_on(tokenizer, tmp_path, expected, interrupted, monkeypatch):
-    whole = len((interrupted / "parts.jsonl").read_text().splitlines()) - 1
-    encoded = []
-    monkeypatch.setattr(building, "encode", lambda *given: encoded.append(1) or workers.encode(*given))
-    shard = go_on(tokenizer, tmp_path / "s")
+def test_a_small_corpus_starts_no_worker(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "t")
+    code = """
+import sys
+from tinylib.shards import build
+from tinylib.tokenizer import Tokenizer
+print(build({"train": ["text"] * 1000}, Tokenizer.load(sys.argv[1]), sys.argv[2], processes=4).documents)
+print("joblib" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "t"), str(tmp_path / "s")], capture_output=True,
+                          text=True, check=True)
+    assert done.stdout == "1000\nFalse\n"
+
+
+# Going on
+
+
+def test_finished_parts_are_not_encoded_again(tokenizer, tmp_path, expected, interrupted, encoded):
+    kept = {file.name for file in interrupted.glob("*.bin")}
+    assert len(kept) > 5
+    rebuild(tokenizer, tmp_path / "s")
     assert contents(tmp_path / "s") == expected and [file.name for file in tmp_path.iterdir()] == ["s"]
-    assert whole > 5 and len(encoded) == sum(1 for _ in building._parts(DOCUMENTS, tokenizer)) - whole
-    assert shard.documents == 90
+    assert encoded and not kept & {file.name for file in encoded}
 
 
-def test_what_a_kill_may_leave_is_cut_off(tokenizer, tmp_path, expected, interrupted):
-    """Journal and files end anywhere, with zeros that never reached the disk, or with tokens that were changed."""
-    keep = shutil.copytree(interrupted, tmp_path / "keep")
-    log, files = (keep / "parts.jsonl").read_bytes(), sorted((keep / "shards").glob("*.bin"))
-    last = files[-1].read_bytes()
-    chance = random.Random(0)
-    damages = [("parts.jsonl", log[:cut]) for cut in (0, 5, *(chance.randrange(len(log)) for _ in range(8)))]
-    damages += [("parts.jsonl", log[:-200] + bytes(200)), ("parts.jsonl", log + b'{"split": "tr')]
-    damages += [(f"shards/{files[-1].name}", data) for data in (
-        last + b"half a part", last[:-1], last[:7], b"", last[:-100] + bytes(100))]
-    damages += [(f"shards/{files[0].name}", bytes(10)), ("shards/train_009.bin", b"early"), ("shards/index.json", b"{")]
-    for name, data in damages:
-        shutil.rmtree(interrupted, ignore_errors=True)
-        shutil.rmtree(tmp_path / "s", ignore_errors=True)
-        shutil.copytree(keep, interrupted)
-        (interrupted / name).write_bytes(data)
-        go_on(tokenizer, tmp_path / "s")
-        assert contents(tmp_path / "s") == expected, (name, data[-50:])
+def test_damaged_parts_are_encoded_again(tokenizer, tmp_path, expected, interrupted, encoded):
+    """As a power cut may leave them: short, empty, full of zeros, changed."""
+    damaged = sorted(interrupted.glob("*.bin"))[:5]
+    data = damaged[0].read_bytes()
+    for file, left in zip(damaged, (data[:-1], b"", data[:7], bytes(len(data)), data[:-2] + b"??"), strict=True):
+        file.write_bytes(left)
+    rebuild(tokenizer, tmp_path / "s")
+    assert contents(tmp_path / "s") == expected and set(damaged) <= set(encoded)
+
+
+@pytest.mark.parametrize("change", [
+    {"tokenizer": Tokenizer.train(sentences(200, seed=9), vocab_size=300)}, {"tokens_per_file": 999},
+    {"documents": {"train": ["another", *DOCUMENTS["train"]]}}, {"documents": {"train": DOCUMENTS["train"][:5]}},
+    {"documents": {"val": DOCUMENTS["train"], "train": ["a"]}}])
+def test_parts_of_another_build_change_nothing(tokenizer, tmp_path, interrupted, change):
+    options = {"documents": DOCUMENTS, "tokenizer": tokenizer, "tokens_per_file": 1000, "processes": 1} | change
+    build(**options, folder=tmp_path / "s")
+    assert [file.name for file in tmp_path.iterdir()] == ["s"]
+    build(**options, folder=tmp_path / "clean")
+    assert contents(tmp_path / "s") == contents(tmp_path / "clean")
 
 
 SCRIPT = """
@@ -128,53 +155,85 @@ print("built")
 """
 
 
-def killed_often(tokenizer, folder, kills):
-    """Build in a process, without a guard for its main module, killing it `kills` times; returns what it printed."""
-    (folder / "documents.json").write_text(json.dumps(DOCUMENTS))
-    (folder / "script.py").write_text(SCRIPT)
-    tokenizer.save(folder / "tokenizer")
-    command = [sys.executable, str(folder / "script.py"), str(folder / "documents.json"), str(folder / "tokenizer"),
-               str(folder / "s")]
-    log, chance, families, killed = folder / ".s.part" / "parts.jsonl", random.Random(kills), [], 0
-    for kill in range(kills):
-        process = psutil.Popen(command, stdout=subprocess.DEVNULL)
-        lines = 1 + kill * 10 // kills    # further each time, so that every kill is in another part
-        while process.poll() is None and (not log.is_file() or log.read_bytes().count(b"\n") < lines):
-            time.sleep(0.002)
-        time.sleep(chance.random() * 0.02)
-        with contextlib.suppress(psutil.NoSuchProcess):    # a machine so slow that it was done by now
-            families += process.children()
-            process.send_signal(signal.SIGKILL)
-            killed += process.wait() == -signal.SIGKILL
-    gone, alive = psutil.wait_procs(families, timeout=10)
-    assert gone and not alive and killed > kills // 2
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+@pytest.fixture
+def command(tokenizer, tmp_path):
+    """A build in a process of its own, by a script without a guard for its main module."""
+    (tmp_path / "documents.json").write_text(json.dumps(DOCUMENTS))
+    (tmp_path / "script.py").write_text(SCRIPT)
+    tokenizer.save(tmp_path / "tokenizer")
+    return [sys.executable, *(str(tmp_path / name) for name in ("script.py", "documents.json", "tokenizer", "s"))]
+
+
+def begun(command, folder, finished):
+    """The process of `command`, when so many parts are finished or it is done."""
+    process = psutil.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while process.poll() is None and len([*(folder / ".s.part").glob("*.bin")]) < finished:
+        time.sleep(0.002)
+    return process
+
+
+def family(process):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.children(recursive=True)
+    return []
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(25, marks=pytest.mark.slow)])
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
-def test_killed_builds_go_on_and_leave_no_process(tokenizer, tmp_path, expected, kills):
-    assert killed_often(tokenizer, tmp_path, kills) == "built\n"
-    assert contents(tmp_path / "s") == expected
-    assert not (tmp_path / ".s.part").exists()
+def test_killed_builds_go_on_and_leave_no_process(command, tmp_path, expected, kills):
+    families, killed, chance = [], 0, random.Random(kills)
+    for kill in range(kills):    # each in another part
+        process = begun(command, tmp_path, finished=1 + kill * 14 // kills)
+        time.sleep(chance.random() * 0.02)
+        families += family(process)
+        process.kill()
+        process.communicate()
+        killed += process.returncode == -signal.SIGKILL
+    gone, alive = psutil.wait_procs(families, timeout=20)
+    assert gone and not alive and killed > kills // 2
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    assert (done.stdout, done.stderr) == ("built\n", "")
+    assert contents(tmp_path / "s") == expected and not (tmp_path / ".s.part").exists()
 
 
-def test_a_full_disk_keeps_what_is_whole(tokenizer, tmp_path, expected, monkeypatch):
-    cut, written = journal.Journal._cut, []
+@pytest.mark.skipif(os.name != "posix", reason="process groups")
+def test_ctrl_c_leaves_finished_parts_alone(command, tmp_path):
+    """SIGINT for the whole group, as from a terminal: one traceback, and none of a worker."""
+    process = begun(command, tmp_path, finished=5)
+    children = family(process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT and err.count("Traceback") == 1 and "finished parts are kept" in err
+    gone, alive = psutil.wait_procs(children, timeout=20)
+    assert gone and not alive
+    assert not (tmp_path / "s").exists() and not [*(tmp_path / ".s.part").glob("text/*")]
 
-    def full(self, record, tokens):
-        for name, piece in cut(self, record, tokens):
-            written.append(name)
-            if len(written) > 9:    # each part is cut twice, to be written and to be counted
-                yield name, piece[:10]
+
+# What goes wrong
+
+
+@pytest.mark.parametrize(("processes", "finished"), [(1, 5), (2, 1)])
+def test_a_full_disk_keeps_finished_parts(tokenizer, tmp_path, expected, monkeypatch, processes, finished):
+    """In this process when a part is written, and with workers when its text is."""
+    write_part, submit, written = parts.write_part, parts.Workers.submit, []
+
+    def full(write):
+        def until_full(*given):
+            if len(written) == 5:
                 raise OSError(errno.ENOSPC, "No space left on device")
-            yield name, piece
+            written.append(given)
+            return write(*given)
+        return until_full
 
-    monkeypatch.setattr(journal.Journal, "_cut", full)
-    with pytest.raises(OSError, match=r"no space left on the disk, \d whole parts .* are kept in .*: free some and"):
-        go_on(tokenizer, tmp_path / "s")
-    monkeypatch.setattr(journal.Journal, "_cut", cut)
-    go_on(tokenizer, tmp_path / "s")
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "write_part", full(write_part))
+        patch.setattr(parts.Workers, "submit", full(submit))
+        with pytest.raises(OSError, match=r"no space left .*, \d finished parts are kept in .*: free") as raised:
+            rebuild(tokenizer, tmp_path / "s", processes=processes)
+    assert raised.value.errno == errno.ENOSPC and not [*live_workers()]
+    assert [file.name for file in tmp_path.iterdir()] == [".s.part"]
+    assert len([*(tmp_path / ".s.part").glob("*.bin")]) >= finished
+    rebuild(tokenizer, tmp_path / "s")
     assert contents(tmp_path / "s") == expected
 
 
@@ -182,35 +241,10 @@ def test_a_full_disk_at_first_leaves_nothing(tokenizer, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(journal.Journal, "append", full)
-    with pytest.raises(OSError, match="no space left on the disk, nothing was kept: free some and run again"):
+    monkeypatch.setattr(building, "write_part", full)
+    with pytest.raises(OSError, match="no space left on the disk"):
         build({"train": ["a"]}, tokenizer, tmp_path / "s")
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(("change", "message"), [
-    ({"tokenizer": Tokenizer.train(sentences(200, seed=9), vocab_size=300)}, "tokenizer was '.*' and is '"),
-    ({"tokens_per_file": 999}, "tokens_per_file was 1000 and is 999"),
-    ({"documents": DOCUMENTS | {"train": ["another", *DOCUMENTS["train"]]}}, "of other documents in split 'train'"),
-    ({"documents": {"val": DOCUMENTS["train"], "train": ["a"]}}, "of other documents in split 'train'"),
-    ({"documents": {"train": DOCUMENTS["train"][:5]}}, "of other documents in split 'train'"),
-])
-def test_leftovers_of_another_build_are_refused(tokenizer, tmp_path, interrupted, expected, change, message):
-    before = contents(interrupted)
-    options = {"documents": DOCUMENTS, "tokenizer": tokenizer, "tokens_per_file": 1000, "processes": 1} | change
-    with pytest.raises(ValueError, match=rf"\.s\.part holds the start of another build, .*{message}.*fresh=True"):
-        build(**options, folder=tmp_path / "s")
-    assert contents(interrupted) == before, "a mistaken call costs nothing"
-    build(**options, folder=tmp_path / "s", fresh=True)
-    assert [file.name for file in tmp_path.iterdir()] == ["s"]
-    if change.keys() == {"documents"}:
-        assert Shards(tmp_path / "s", "train").documents == len(change["documents"]["train"])
-
-
-def test_fewer_documents_than_were_encoded_are_refused(tokenizer, tmp_path, interrupted):
-    parts = [part.texts for part in building._parts({"train": DOCUMENTS["train"]}, tokenizer)]
-    with pytest.raises(ValueError, match="holds the start of another build, of more documents"):
-        build({"train": parts[0] + parts[1]}, tokenizer, tmp_path / "s", tokens_per_file=1000, processes=1)
 
 
 def test_one_build_at_a_time(tokenizer, tmp_path):
@@ -222,28 +256,27 @@ def test_one_build_at_a_time(tokenizer, tmp_path):
     assert build({"train": texts()}, tokenizer, tmp_path / "s", processes=1).documents == 90
 
 
-def test_a_process_that_dies_is_an_error_that_can_be_gone_on_from(tokenizer, tmp_path, expected):
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
+def test_a_worker_that_is_killed_is_one_error(tokenizer, tmp_path, expected):
     def texts():
         for text in DOCUMENTS["train"]:
             yield text
-            for child in psutil.Process().children():
-                child.kill()
+            for worker in live_workers():
+                worker.kill()
 
-    with pytest.raises(RuntimeError, match="a process that encodes text ended with -9"):
+    with pytest.raises(RuntimeError, match="a process that encodes text was killed: if memory ran out, use fewer"):
         build(DOCUMENTS | {"train": texts()}, tokenizer, tmp_path / "s", tokens_per_file=1000, processes=2)
-    assert not psutil.Process().children()
-    go_on(tokenizer, tmp_path / "s")
+    assert not [*live_workers()] and not (tmp_path / "s").exists()
+    rebuild(tokenizer, tmp_path / "s", processes=2)
     assert contents(tmp_path / "s") == expected
 
 
-def test_what_fails_in_a_process_comes_with_its_traceback(tokenizer, tmp_path):
-    with (workers.Workers(tmp_path / "nothing", np.dtype("uint16"), 1) as pool,
-          pytest.raises(RuntimeError, match="ended with 1")):
-        pool.submit(workers.pack(["a"])).result()
-    tokenizer.save(tmp_path / "tokenizer")
-    with (workers.Workers(tmp_path / "tokenizer", np.dtype("uint16"), 1) as pool,
-          pytest.raises(RuntimeError, match="UnicodeDecodeError")):
-        pool.submit(workers.pack(["a"])[:-1] + b"\xff").result()
+def test_an_error_in_a_worker_is_raised_here(tmp_path):
+    with parts.Workers(1, tmp_path / "text") as workers:
+        task = workers.submit(tmp_path / "part.bin", parts.pack(["a"]), tmp_path / "nothing", np.dtype("uint16"))
+        with pytest.raises(FileNotFoundError, match="no tokenizer in"):
+            task.result(timeout=60)
+    assert not [*live_workers()] and list(tmp_path.iterdir()) == []
 
 
 def test_a_lone_surrogate_is_named(tokenizer, tmp_path):
@@ -253,17 +286,24 @@ def test_a_lone_surrogate_is_named(tokenizer, tmp_path):
 
 
 def test_text_is_read_no_further_than_work_goes_on(tokenizer, tmp_path):
-    """Memory holds a few parts for each process, whatever the size of the corpus."""
-    log, far = tmp_path / ".s.part" / "parts.jsonl", []
+    """The disk holds the text of a few parts for each process, whatever the size of the corpus, and memory of one."""
+    spooled = []
 
     def texts():
-        for number, text in enumerate(sentences(400)):
-            done = sum(json.loads(line)["documents"] for line in log.read_text().splitlines()[1:]) if number > 9 else 0
-            far.append(number - done)
+        for text in sentences(400):
+            spooled.append(len([*(tmp_path / ".s.part" / "text").glob("*")]))
             yield text
 
     build({"train": texts()}, tokenizer, tmp_path / "s", processes=2)
-    assert len(far) == 400 and max(far) < 12 * (2 * 2 + 2), "about ten documents a part, four parts in work"
+    assert len(spooled) == 400 and 0 < max(spooled) <= 2 * 2 + 1
+
+
+def test_documents_that_repeat_are_all_kept(tokenizer, tmp_path):
+    """Equal parts have one file, which two workers may write at once."""
+    texts = DOCUMENTS["train"][:1] * 400
+    shard = build({"train": texts}, tokenizer, tmp_path / "s", processes=3)
+    ids = [tokenizer.bos, *tokenizer.encode(texts[0])] * 400
+    assert np.fromfile(tmp_path / "s" / "train_000.bin", dtype="uint16").tolist() == ids and shard.documents == 400
 
 
 @pytest.mark.parametrize("argument", [{"processes": 0}, {"tokens_per_file": 0}, {"tokens_per_file": 2.5}])

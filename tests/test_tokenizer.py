@@ -1,4 +1,4 @@
-"""The tokenizer: special tokens, merges, disk, training on a stream, clear refusals."""
+"""The tokenizer: special tokens, merges, disk, training on a stream, clear errors."""
 
 import json
 import random
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from tinylib.tokenizer import PATTERN, SPECIAL_TOKENS, Tokenizer, batched
+from tinylib.tokenizer import PATTERN, SPECIAL_TOKENS, Tokenizer, batch_texts
 
 STRANGE = ["  ", "\n", "\t", "\xa0", "'s", "é", "日本語", "1234567", "...", "👩‍👩‍👧", "__init__", "Word", "<|bos|>"]
 
@@ -93,7 +93,7 @@ def test_a_failed_save_leaves_the_old_one(trained, tmp_path, monkeypatch):
     ({"pattern": r"\s+"}, r"pattern='\\\\s\+' in .* is not this library's, .* train the tokenizer again"),
     ({"tokens": ["a"]}, "tokens lacks 255 of the 256 single bytes"),
 ])
-def test_a_strange_file_is_refused(trained, tmp_path, change, message):
+def test_a_strange_file_is_an_error(trained, tmp_path, change, message):
     trained.save(tmp_path)
     file = next(tmp_path.iterdir())
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
@@ -152,9 +152,9 @@ def test_batches_stream_and_hold_every_text():
         while True:
             yield "ab"
 
-    assert len(next(batched(endless(), characters=300))) == 101
+    assert len(next(batch_texts(endless(), characters=300))) == 101
     texts = [str(number) for number in range(1_000)]
-    assert [text for batch in batched(texts, characters=100) for text in batch] == texts
+    assert [text for batch in batch_texts(texts, characters=100) for text in batch] == texts
 
 
 def test_torch_is_not_needed():

@@ -11,7 +11,7 @@ import rustbpe
 import tiktoken
 import tokenizers
 
-from tinylib.tokenizer import PATTERN, SPECIAL_TOKENS, Tokenizer, cutting, words
+from tinylib.tokenizer import PATTERN, SPECIAL_TOKENS, Tokenizer, pretokenize, words
 
 SCALARS = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
 STRANGE = [" ", "  ", "\n", "\t", "\r\n", "\x0b", "\x00", "\x1c", "\x7f", "\x85", "\xa0", "\u1680", "\u2028", "\u3000",
@@ -120,29 +120,30 @@ def test_the_strings_are_as_many_and_as_strange_as_they_should_be():
     assert sum(counts) > 5_000 and len(SCALARS) == 1_112_064 == sum(map(len, every_code_point()))
 
 
-def test_parts_hold_the_words_of_the_whole():
+def test_splitting_at_blanks_keeps_the_words():
     """By the regex module, an engine of its own, on both patterns."""
     import regex
 
     texts = [*drawn(400, seed=1), *runs(), *controls()]
     for text in texts:
-        pieces = cutting.parts(text)
+        pieces = pretokenize.split_at_blanks(text)
         assert "".join(pieces) == text
-        assert [word for piece in pieces for word in regex.findall(cutting.PLAIN, piece)] == words(text), ascii(text)
+        found = [word for piece in pieces for word in regex.findall(pretokenize.PLAIN, piece)]
+        assert found == words(text), ascii(text)
 
 
-def test_portions_hold_the_words_of_the_whole(monkeypatch):
-    monkeypatch.setattr(cutting, "_PORTION", 20)
+def test_splitting_a_long_text_keeps_the_words(monkeypatch):
+    monkeypatch.setattr(pretokenize, "_LONG", 20)
     for text in (*drawn(300, seed=2), text_of(3)):
-        pieces = list(cutting.portions(text))
+        pieces = list(pretokenize.split_long(text))
         assert "".join(pieces) == text
         assert [word for piece in pieces for word in words(piece)] == words(text), ascii(text)
-    assert max(map(len, cutting.portions("some words " * 99))) < 40 and list(cutting.portions("")) == [""]
+    assert max(map(len, pretokenize.split_long("some words " * 99))) < 40 and list(pretokenize.split_long("")) == [""]
 
 
 def test_blanks_are_those_of_the_regular_expressions():
     """To tiktoken's engine and to the one of tokenizers; Python's own \\s takes four control characters more."""
-    ours = set(cutting._BLANKS + " \r\n")
+    ours = set(pretokenize._BLANKS + " \r\n")
     ranks = {bytes([value]): value for value in range(256)}
     found = tiktoken.Encoding("blanks", pat_str=r"\s", mergeable_ranks=ranks, special_tokens={})
     assert set(found.decode(found.encode_ordinary("".join(SCALARS)))) == ours
@@ -174,7 +175,7 @@ def test_text_never_yields_a_special_id(trained):
 
 
 @pytest.mark.parametrize("surrogate", ["\ud800", "\udbff", "\udc00", "\udfff", "\ud83d\ude00"])
-def test_a_lone_surrogate_is_refused_in_training_and_encoding(trained, surrogate):
+def test_a_lone_surrogate_is_an_error_in_training_and_encoding(trained, surrogate):
     """Also two that would be a pair in UTF-16: Python never holds a character so.  tiktoken takes all of these."""
     for use in (trained.encode, lambda text: trained.encode_batch([text]), lambda text: Tokenizer.train([text], 265)):
         with pytest.raises(ValueError, match=r"text holds the lone surrogate '\\ud[0-9a-f]+' at character 2"):

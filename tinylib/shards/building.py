@@ -99,11 +99,12 @@ def _work_folder(target: Path) -> Iterator[Path]:
             yield work
         except BaseException as error:
             finished = len([*work.glob("*.bin")])
-            kept = f"{finished} finished parts are kept in {work} and the next build of them skips them"
+            kept = f"{finished} finished parts are kept in {work}" if finished else "nothing was kept"
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise OSError(errno.ENOSPC, f"no space left on the disk, {kept}: free some and run again",
                               str(target)) from error
-            error.add_note(kept)
+            if finished:
+                error.add_note(f"{kept}: the same build, run again, skips them")
             raise
         finally:
             if not finished:
