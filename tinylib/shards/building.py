@@ -135,38 +135,37 @@ class _Encoder:
 
     def parts(self, streams: Mapping[str, Iterable[str]]) -> Iterator[_Part]:
         """The finished parts in the order of the documents, of which twice as many as workers are read ahead."""
-        waiting: deque[tuple[_Part, Future[None] | None]] = deque()
+        waiting: deque[tuple[_Part, Future[None]]] = deque()
         for split, stream in streams.items():
             for texts in batch_texts(stream, PART_CHARACTERS):
                 waiting.append(self._begin(split, texts))
-                while waiting and (len(waiting) > 2 * self.workers.count or _is_done(waiting[0][1])):
-                    yield _finished(*waiting.popleft())
-        yield from (_finished(*pair) for pair in waiting)
+                yield from _finished(waiting, 2 * self.workers.count)
+        yield from _finished(waiting, 0)
 
-    def _begin(self, split: str, texts: list[str]) -> tuple[_Part, Future[None] | None]:
+    def _begin(self, split: str, texts: list[str]) -> tuple[_Part, Future[None]]:
+        """A part, and when it is written: at once, unless a worker does it."""
         packed = pack(texts)
         identity = sha256(packed)
         identity.update(self.tokenizer.fingerprint.encode())
         part = _Part(split, len(texts), sum(map(len, texts)), len(packed) - 8 * (1 + len(texts)),
                      self.work / f"{identity.hexdigest()}.bin")
         self._characters += part.characters
+        written: Future[None] = Future()
         if read_part(part.file, self.dtype) is not None:
-            return part, None
-        if self.workers.count > 1 and self._characters > SMALL_CHARACTERS:
-            return part, self.workers.submit(part.file, packed, self.saved, self.dtype)
-        write_part(part.file, texts, self.tokenizer, self.dtype)
-        return part, None
+            written.set_result(None)
+        elif self.workers.count > 1 and self._characters > SMALL_CHARACTERS:
+            written = self.workers.submit(part.file, packed, self.saved, self.dtype)
+        else:
+            written.set_result(write_part(part.file, texts, self.tokenizer, self.dtype))
+        return part, written
 
 
-def _is_done(future: Future[None] | None) -> bool:
-    return future is None or future.done()
-
-
-def _finished(part: _Part, future: Future[None] | None) -> _Part:
-    """`part`, once it is written; raises what went wrong in a worker."""
-    if future is not None:
-        future.result()
-    return part
+def _finished(waiting: deque[tuple[_Part, Future[None]]], most: int) -> Iterator[_Part]:
+    """Take the first parts until at most `most` wait and the first is unwritten; raises what went wrong in a worker."""
+    while waiting and (len(waiting) > most or waiting[0][1].done()):
+        part, written = waiting.popleft()
+        written.result()
+        yield part
 
 
 class _TokenFiles:
