@@ -21,7 +21,7 @@ Words = tuple[str, ...]
 _MEANING = {"train": "train", "training": "train", **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
             **dict.fromkeys(("test", "testing", "eval", "evaluation", "holdout", "heldout"), "test")}
 _NEUTRAL = {"of", "set", "split", "part", "shard", "file", "data", "dataset", "corpus", "text", "texts", "documents",
-            "txt", "json", "jsonl", "parquet", "gz", "zst"}
+            "v", "txt", "json", "jsonl", "parquet", "gz", "zst"}
 
 
 class NamedSplit(NamedTuple):
