@@ -75,7 +75,7 @@ def fetch(here, slept):
 
 
 def whole(cache):
-    """The whole files in the cache, by name; asserts that nothing else lies there."""
+    """The whole files in the cache, by name; asserts that nothing else is there."""
     assert not list(cache.rglob("*.incomplete"))
     files = {file.name: file.read_bytes() for file in cache.rglob("*.parquet")}
     assert all(CLIMBMIX_FILES[name] == data for name, data in files.items())
@@ -86,7 +86,7 @@ def whole(cache):
 # What is fetched
 
 
-def test_a_fetch_says_what_it_fetched(hub, fetch):
+def test_the_manifest_of_a_fetch(hub, fetch):
     manifest = fetch("climbmix", shards=2)
     assert (manifest["licence"], manifest["split"]) == ("odc-by", "by file: the last one")
     assert (manifest["source"], manifest["training_files"]) == (f"{hub.url()}/datasets/{CLIMBMIX}", "2 of 4")

@@ -96,15 +96,16 @@ class Corpus:
 
 
 def table(manifest: dict[str, Any]) -> dict[str, str]:
-    """Rows of a table for people: what a manifest says of each split, of files left aside, and where it all is from."""
+    """Rows for printing a manifest: counts and files of each split, held-out files left unused, origin, hash."""
     rows = {}
     for split, facts in manifest["splits"].items():
         names = [file["name"] for file in facts["files"]]
         rows[f"{split} documents"] = f"{facts['documents']:,}, {facts['characters']:,} characters"
-        rows[f"{split} files"] = f"{len(names)}: {shorten(names)}"
+        if split == "train" or names != [file["name"] for file in manifest["splits"]["train"]["files"]]:
+            rows[f"{split} files"] = f"{len(names)}: {shorten(names)}"
     rows |= {"split": manifest["split"], "held out, unused": shorten(manifest.get("unused", []))}
-    rows |= {key.replace("_", " "): str(manifest.get(key) or "") for key in (
-        "passed_over", "training_files", "licence", "revision", "sha256")}
+    rows["passed over"] = f"{manifest['passed_over']:,} of other formats" if manifest.get("passed_over") else ""
+    rows |= {key.replace("_", " "): manifest.get(key, "") for key in ("training_files", "licence", "revision", "sha256")}
     return {key: text for key, text in rows.items() if text}
 
 
