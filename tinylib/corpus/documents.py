@@ -105,7 +105,8 @@ def table(manifest: dict[str, Any]) -> dict[str, str]:
             rows[f"{split} files"] = f"{len(names)}: {shorten(names)}"
     rows |= {"split": manifest["split"], "held out, unused": shorten(manifest.get("unused", []))}
     rows["passed over"] = f"{manifest['passed_over']:,} of other formats" if manifest.get("passed_over") else ""
-    rows |= {key.replace("_", " "): manifest.get(key, "") for key in ("training_files", "licence", "revision", "sha256")}
+    rows |= {"training files": manifest.get("training_files", "")}
+    rows |= {key: manifest.get(key, "") for key in ("licence", "revision", "sha256")}
     return {key: text for key, text in rows.items() if text}
 
 
