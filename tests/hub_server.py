@@ -1,8 +1,8 @@
-"""A hub on loopback: the part of the hub's protocol that `huggingface_hub` speaks to fetch a data set, with faults.
+"""HTTP server on loopback: the part of the hub's protocol that `huggingface_hub` uses for a data set, with faults.
 
-Two servers, as on the real hub: one lists and resolves, the other, the content network, sends the bytes.  What is
-spoken was read in `huggingface_hub` 2.4: `HfApi.dataset_info`, `HfApi.list_repo_tree` (pages joined by `Link`), `HEAD`
-and redirect of `resolve` with `X-Repo-Commit`, `X-Linked-Size` and `X-Linked-Etag`, `GET` of the bytes with `Range`.
+Two servers, as on the real hub: one lists and resolves, the other, the content network, sends the bytes.  The protocol
+is that of `huggingface_hub` 2.4: `HfApi.dataset_info`, `HfApi.list_repo_tree` (pages joined by `Link`), `HEAD` and
+redirect of `resolve` with `X-Repo-Commit`, `X-Linked-Size` and `X-Linked-Etag`, `GET` of the bytes with `Range`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PAGE = 3    # files in a page of the listing
 
 
 class Request(NamedTuple):
-    """What was asked: `server` is hub or cdn; `start` is where a range begins."""
+    """A request: `server` is hub or cdn; `start` is the first byte of a range."""
 
     server: str
     method: str
@@ -33,7 +33,7 @@ class Request(NamedTuple):
 
 @dataclass
 class Dataset:
-    """A data set: its files by name, its card, the revision that they are."""
+    """A data set: its files by name, its card, its revision."""
 
     files: dict[str, bytes]
     card: dict[str, Any] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Dataset:
 
 
 class Hub:
-    """Serves `datasets` from threads; a context manager.  `requests` is what was asked, in order."""
+    """A server of `datasets`, in threads; a context manager.  `requests` are those received, in order."""
 
     def __init__(self, datasets: dict[str, Dataset]) -> None:
         self.datasets = datasets
@@ -66,7 +66,7 @@ class Hub:
         self.close()
 
     def close(self) -> None:
-        """Answer nothing any more."""
+        """Stop both servers."""
         while self._servers:
             _, server = self._servers.popitem()
             server.shutdown()
@@ -123,7 +123,7 @@ def _handler(hub: Hub, role: str) -> type[BaseHTTPRequestHandler]:
             if found.gated and not self.headers.get("Authorization"):
                 return self.reply(403, headers={"X-Error-Code": "GatedRepo"})
             if listing and (fault := hub.fault("list")):
-                return self.refuse(fault)
+                return self.reply_with_error(fault)
             if file:
                 return self.resolve(found, unquote(file[3]), file[1])
             return self.tree(found, unquote(listing[3]), query) if listing[2] else self.info(found, listing[1])
@@ -151,11 +151,11 @@ def _handler(hub: Hub, role: str) -> type[BaseHTTPRequestHandler]:
                 "X-Linked-Size": str(len(data)), "X-Linked-Etag": f'"{hashlib.sha256(data).hexdigest()}"'})
 
         def content(self, path: str, start: int) -> None:
-            """The bytes from `start` on, or what the fault makes of them."""
+            """Send the bytes from `start` on, or a part of them, or wrong ones, if a fault is set."""
             owner, title, name = path.lstrip("/").split("/", 2)
             data, fault = hub.datasets[f"{owner}/{title}"].files[name], hub.fault(name.split("/")[-1])
             if fault and fault.isdigit():
-                return self.refuse(fault)
+                return self.reply_with_error(fault)
             if fault == "wrong":
                 data = bytes([data[0] ^ 255]) + data[1:]
             if fault == "short":
@@ -172,7 +172,7 @@ def _handler(hub: Hub, role: str) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)
 
-        def refuse(self, status: str) -> None:
+        def reply_with_error(self, status: str) -> None:
             self.reply(int(status), headers={"Retry-After": "7"} if status == "429" else {})
 
         def reply(self, status: int, value: Any = None, headers: dict[str, str] | None = None) -> None:

@@ -1,5 +1,6 @@
-"""Corpora: what is harvested, how it is split, what a manifest pins, and what bad input says."""
+"""Corpora: harvest of installed documentation, split, manifest, formats, errors for bad input."""
 
+import asyncio
 import contextlib
 import gzip
 import hashlib
@@ -14,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tinylib import corpus
-from tinylib.corpus import harvest
-from tinylib.corpus.files import read
+from tinylib import checks, corpus
+from tinylib.corpus import installed_docs, split_by_name
+from tinylib.corpus.reading import read
 
 MODULES = {
     "pack/__init__.py": '"""A package.\n\nIt has two modules."""\n',
@@ -46,6 +47,7 @@ def only_repeats():
     "This paragraph stands in two modules and is long enough to count as one."
 ''',
     "pack/twin.py": "x = 1\n", "pack/broken.py": "def (:\n", "pack/null.py": "\0",
+    "pack/deep.py": f"def f(x={'+'.join('1' * 3_000)}): 'Adds.'", "pack/deeper.py": f"x = {'-' * 200_000}1",
     "pack/surrogate.py": '"""A \\ud800."""',
     "pack/tests/__init__.py": '"""Tests."""', "pack/test_saw.py": '"""Tests."""', "pack/_vendor/old.py": '"""Old."""',
 }
@@ -57,7 +59,7 @@ def source(tmp_path_factory):
     for name, text in MODULES.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
-    return harvest.Source(root / "pack", "pack")
+    return installed_docs.Source(root / "pack", "pack")
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +75,17 @@ def write_lines(path, texts):
 # Harvest
 
 
+def documentation(source):
+    """Documents harvested from docstrings, by name."""
+    return {document.name: document.text for document in installed_docs.harvest([source], installed_docs.documentation)}
+
+
 def test_one_document_a_module_without_tests_and_copies_of_others(source):
-    names = {document.name for document in harvest.harvest([source], harvest.documentation)}
-    assert names == {"pack", "pack.tools", "pack.copy", "pack.surrogate"}
+    assert set(documentation(source)) == {"pack", "pack.tools", "pack.copy", "pack.surrogate"}
 
 
 def test_a_document_reads_like_documentation(source):
-    text = {document.name: document.text for document in harvest.harvest([source], harvest.documentation)}["pack.tools"]
+    text = documentation(source)["pack.tools"]
     assert text.startswith("pack.tools\n\nTools to cut and to join.\n\nclass Saw(Base)\n\nCuts.")
     assert "\n\nSaw.cut(self, wood, *, times=2)\n\nCut the wood." in text
     assert "\n\nclass Saw.Blade\n\nSharp." in text
@@ -88,32 +94,46 @@ def test_a_document_reads_like_documentation(source):
 
 
 def test_a_repeated_paragraph_is_kept_once_and_an_emptied_heading_goes(source):
-    documents = harvest.harvest([source], harvest.documentation)
-    assert sum("long enough to count" in document.text for document in documents) == 1
-    assert not any("only_repeats" in document.text for document in documents)
+    texts = documentation(source).values()
+    assert sum("long enough to count" in text for text in texts) == 1
+    assert not any("only_repeats" in text for text in texts)
 
 
 def test_lone_surrogates_become_replacement_characters(source):
-    texts = {document.name: document.text for document in harvest.harvest([source], harvest.documentation)}
-    assert texts["pack.surrogate"] == "pack.surrogate\n\nA �."
+    assert documentation(source)["pack.surrogate"] == "pack.surrogate\n\nA �."
 
 
 def test_source_code_is_whole_and_exact_duplicates_go(source, tmp_path):
     shutil.copytree(source.folder, tmp_path / "twice")
-    both = [source, harvest.Source(tmp_path / "twice", "again")]
-    texts = [document.text for document in harvest.harvest(both, harvest.source_code)]
+    both = [source, installed_docs.Source(tmp_path / "twice", "again")]
+    texts = [document.text for document in installed_docs.harvest(both, installed_docs.source_code)]
     assert MODULES["pack/tools.py"] in texts and len(set(texts)) == len(texts)
 
 
-def test_parallel_harvest_equals_serial(monkeypatch):
-    modules = harvest.installed(with_packages=False)[0].modules()[:150]
-    monkeypatch.setattr(harvest.hardware, "cores", lambda: 2)
-    assert harvest._parallel(harvest.documentation, modules) == list(map(harvest.documentation, modules))
-    with pytest.raises(RuntimeError, match=r"(?s)a process of the harvest ended with 1:.*JSONDecodeError"):
-        harvest._parallel(harvest._work, modules)
+def test_parallel_harvest_equals_serial_and_a_dead_worker_fails_it():
+    package = [installed_docs.Source(Path(asyncio.__file__).parent, "asyncio")]
+    serial = installed_docs.harvest(package, installed_docs.documentation, processes=1)
+    with pytest.raises(RuntimeError):
+        installed_docs.harvest(package, lambda module: os._exit(3), processes=2)
+    assert installed_docs.harvest(package, installed_docs.documentation, processes=2) == serial
+    assert len(serial) > 20
 
 
-# The built-in corpus
+def test_workers_do_not_run_the_script_again_and_end_with_the_harvest(tmp_path):
+    (tmp_path / "unguarded.py").write_text("""
+import asyncio, pathlib, psutil
+from tinylib.corpus import installed_docs
+print("once")
+package = installed_docs.Source(pathlib.Path(asyncio.__file__).parent, "asyncio")
+print(len(installed_docs.harvest([package], installed_docs.documentation, processes=2)) > 20)
+print([child.pid for child in psutil.Process().children(recursive=True)
+       if "resource_tracker" not in " ".join(child.cmdline())])
+""")
+    done = subprocess.run([sys.executable, tmp_path / "unguarded.py"], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["once", "True", "[]"] and done.stderr == ""
+
+
+# Built-in corpora
 
 
 def test_stdlib_holds_real_documentation(stdlib):
@@ -144,27 +164,26 @@ def test_the_manifest_pins_files_counts_and_text(stdlib):
     assert manifest["sources"][0] == {"name": "python", "version": sys.version.split()[0], "licence": "PSF-2.0"}
 
 
-def test_harvesting_again_gives_the_same_hash(stdlib, tmp_path, monkeypatch):
+def test_a_failed_harvest_leaves_the_old_one_and_a_damaged_one_is_made_again(stdlib, tmp_path, monkeypatch):
+    folder = tmp_path / "data" / "corpus" / "pydocs-stdlib"
+    shutil.copytree(stdlib.train_files[0].parent, folder)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    code = ("import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000,) * 2)\n"
+            "from tinylib import corpus; corpus.fetch('pydocs-stdlib', refresh=True)")
     monkeypatch.setenv("TINYLIB_HOME", str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and "OSError" in done.stderr
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == ["pydocs-stdlib"]
+    (folder / "train.parquet").write_bytes(before["train.parquet"][:-1])
     assert corpus.fetch("pydocs-stdlib")["sha256"] == stdlib.manifest["sha256"]
-
-
-def test_a_damaged_harvest_is_made_again_and_a_failed_one_leaves_nothing(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(harvest, "installed", lambda with_packages: [source])
-    monkeypatch.setattr(harvest.Source, "facts", lambda self: {"name": "pack"})
-    first = harvest.built_in("pydocs", tmp_path / "c")
-    first.train_files[0].write_bytes(b"cut")
-    assert len(list(harvest.built_in("pydocs", tmp_path / "c").texts("train"))) >= 3
-    monkeypatch.setattr(harvest, "_write_parquet", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        harvest.built_in("pydocs", tmp_path / "new")
-    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
 def test_it_needs_no_torch_and_imports_nothing_that_it_reads():
-    code = ("import sys; from tinylib.corpus import harvest; sys.modules['torch'] = None\n"
-            "found = harvest.installed(with_packages=True)\n"
-            "harvest.documentation(found[-1].modules()[0]); print(len(found), 'pandas' in sys.modules)")
+    code = ("import sys; from tinylib.corpus import installed_docs; sys.modules['torch'] = None\n"
+            "found = installed_docs.installed(with_packages=True)\n"
+            "installed_docs.documentation(found[-1].modules()[0]); print(len(found), 'pandas' in sys.modules)")
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert int(out[0]) > 10 and out[1] == "False"
 
@@ -189,7 +208,7 @@ def test_a_file_named_for_validation_is_it_and_its_texts_never_train(tmp_path):
     found = corpus.load(tmp_path)
     assert (list(found.texts("train")), list(found.texts("val"))) == (["one", "two"], ["both", "three"])
     manifest = found.manifest
-    assert manifest["split"] == "by file: those named for validation"
+    assert manifest["split"] == "by file name"
     assert [(manifest["splits"][split]["documents"], manifest["splits"][split]["characters"])
             for split in corpus.SPLITS] == [(2, 6), (2, 9)] and manifest["splits"]["train"]["left_out"] == 1
 
@@ -250,7 +269,7 @@ def test_a_missing_column_lists_those_that_are_there(tmp_path):
     assert [*found.texts("train"), *found.texts("val")] == ["a"]
 
 
-def test_what_is_not_there_says_so(tmp_path):
+def test_missing_names_and_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no corpus 'pydoc': .* the names are pydocs, pydocs-stdlib, pysource"):
         corpus.load("pydoc")
     with pytest.raises(ValueError, match=r"holds no text that can be read: use \.txt, \.jsonl, \.parquet"):
@@ -269,7 +288,7 @@ def everything(path, **options):
     return sorted([*found.texts("train"), *found.texts("val")])
 
 
-def test_a_manifest_says_what_the_system_says(tmp_path):
+def test_a_manifest_equals_what_the_file_system_and_hashlib_say(tmp_path):
     texts = [f"text {number} ä" for number in range(200)]
     (tmp_path / "deep").mkdir()
     paths = [write_lines(tmp_path / "a.jsonl", texts[:150]), write_lines(tmp_path / "deep" / "a.jsonl", texts[100:])]
@@ -287,19 +306,81 @@ def test_a_manifest_says_what_the_system_says(tmp_path):
     assert manifest == corpus.fetch(str(tmp_path)) and manifest["sha256"] != corpus.fetch(paths[0])["sha256"]
 
 
-def test_names_of_splits_are_whole_words(tmp_path):
-    for name in ("values.jsonl", "latest.jsonl", "test.jsonl", "devices.jsonl"):
-        write_lines(tmp_path / name, [name])
-    assert corpus.load(tmp_path).val_files == ()    # "test" alone may be a title
-    (tmp_path / "alone").mkdir()
-    write_lines(tmp_path / "alone" / "val.jsonl", ["alone"])
-    assert corpus.load(tmp_path / "alone").val_files == ()    # validation of nothing
-    shutil.rmtree(tmp_path / "alone")
-    write_lines(tmp_path / "train-0.jsonl", ["train"])
-    assert [file.name for file in corpus.load(tmp_path).val_files] == ["test.jsonl"]
-    write_lines(tmp_path / "Wiki-Valid.jsonl", ["valid"])
-    found = corpus.load(tmp_path)
-    assert [file.name for file in found.val_files] == ["Wiki-Valid.jsonl"] and "test.jsonl" not in found.texts("train")
+@pytest.mark.parametrize("train,val,unused", [
+    ("train.jsonl", "eval.jsonl", ""),
+    ("data.jsonl", "test.jsonl", ""),
+    ("data.jsonl", "holdout.jsonl test.jsonl", ""),
+    ("data.jsonl", "dev.jsonl val.jsonl", "eval.jsonl held-out.jsonl test.jsonl"),
+    ("data.jsonl", "Held_Out-3.JSONL Hold-Out.txt evaluation.v2.txt hold_out/1.txt testing.txt", ""),
+    ("train/a.txt train/b.txt", "validation/a.txt", ""),
+    ("en/train/a.txt", "en/valid/a.txt", "en/test/a.txt"),
+    ("training/a.txt", "test_set/a.txt", ""),
+    ("devices.txt evaluations.txt latest.txt laval.txt trainer.txt values.txt", "", ""),
+    ("lyon.txt paris.txt val-de-marne.txt", "", ""),
+    ("centre-val-de-loire.txt val-de-loire.txt", "", ""),
+    ("lyon.txt my_train_validation_notes.txt", "", ""),
+    ("lyon.txt test-driven-development.txt", "", ""),
+    ("train/val-de-marne.txt", "val/train-stations.txt", ""),    # the whole name of the folder outweighs a first word
+    ("books.txt", "wiki-test.txt", ""),
+    ("wiki.txt", "test-wiki.txt", ""),
+    ("wiki-1.txt wiki-2.txt", "test_wiki_1.txt", ""),
+    ("train_fr.txt", "test_de.txt", ""),
+    ("c4-train.00000-of-01024.json.gz", "c4-validation.00000-of-00008.json.gz", ""),
+    ("TinyStoriesV2-GPT4-train.txt", "TinyStoriesV2-GPT4-valid.txt", ""),
+    ("data/train-00000-of-00002-a09b74b3ef9c3b56.parquet", "data/test-00000-of-00001.parquet", ""),
+    ("sample/10BT/000_00000.parquet sample/10BT/001_00000.parquet", "", ""),
+    ("fineweb_train_000001.txt", "fineweb_val_000000.txt", ""),
+    ("a.txt", "", "dev/train.txt train-eval.txt train_val.txt"),    # named for training and as held out
+    ("a.txt", "test1.txt", "test1/train.txt"),
+])
+def test_names_that_tell_the_split(train, val, unused):
+    expected = tuple(names.split() for names in (train, val, unused))
+    assert split_by_name([name for names in expected for name in names]) == expected
+
+
+@pytest.mark.parametrize("names", [["test.jsonl"], ["val.jsonl", "test.jsonl"], ["dev/train.jsonl", "dev/val.jsonl"]])
+def test_held_out_files_alone_are_an_error(tmp_path, names):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_lines(tmp_path / name, ["one"])
+    with pytest.raises(checks.UserError, match=r"all files are named as held out \(.*\.jsonl\).* rename"):
+        corpus.load(tmp_path)
+    assert everything(tmp_path / names[0]) == ["one"]    # the user's choice, so its own name doesn't count
+
+
+def test_held_out_texts_are_not_trained_on_and_listed(tmp_path):
+    folder = tmp_path / "test" / "corpus"    # a folder outside the corpus doesn't count
+    folder.mkdir(parents=True)
+    for name in ("data", "val", "test"):
+        write_lines(folder / f"{name}.jsonl", [f"{name} {number}" for number in range(300)])
+    (folder / "README.md").write_text("not read")
+    found = corpus.load(folder)
+    assert list(found.texts("train")) == [f"data {number}" for number in range(300)]
+    assert list(found.texts("val")) == [f"val {number}" for number in range(300)]
+    manifest = found.manifest
+    assert (manifest["split"], manifest["unused"], manifest["passed_over"]) == ("by file name", ["test.jsonl"], 1)
+    rows = corpus.table(manifest)
+    assert rows["val files"] == "1: val.jsonl" and rows["val documents"].startswith("300,")
+    assert (rows["held out, unused"], rows["passed over"]) == ("test.jsonl", "1 of other formats")
+    assert rows["sha256"] == manifest["sha256"]
+    for name in ("val", "test"):
+        (folder / f"{name}.jsonl").unlink()
+    found = corpus.load(folder)
+    held_out = [text for text in everything(folder) if corpus.in_validation(text)]
+    assert sorted(found.texts("val")) == held_out != []
+    assert not {"held out, unused", "val files"} & set(corpus.table(found.manifest))    # a hash takes from every file
+
+
+def test_relative_paths(tmp_path, monkeypatch):
+    (tmp_path / "d").mkdir()
+    write_lines(tmp_path / "d" / "a.jsonl", ["hello"])
+    monkeypatch.chdir(tmp_path)
+    manifests = [corpus.fetch(name) for name in ("d/a.jsonl", "d", ".", Path("d"), "../" + tmp_path.name + "/d")]
+    assert len({manifest["sha256"] for manifest in manifests}) == 1
+    assert [manifest["name"] for manifest in manifests] == ["a.jsonl", "d", tmp_path.name, "d", "d"]
+    found = corpus.load("d")
+    monkeypatch.chdir("/")
+    assert [*found.texts("train"), *found.texts("val")] == ["hello"]
 
 
 @pytest.mark.parametrize("name,content,texts", [
@@ -313,7 +394,7 @@ def test_marks_and_line_ends_of_other_systems(tmp_path, name, content, texts):
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz", "a.jsonl.zst"])
-def test_an_empty_corpus_is_refused(tmp_path, name):
+def test_an_empty_corpus_is_an_error(tmp_path, name):
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(ValueError, match="holds no document: its files are empty"):
         corpus.fetch(tmp_path)
@@ -341,7 +422,7 @@ def test_packed_files_of_several_parts_are_whole_and_cut_ones_are_named(tmp_path
             corpus.fetch(path)
 
 
-def test_parquet_columns_that_hold_no_text_are_refused_and_those_that_do_are_read(tmp_path):
+def test_parquet_columns_that_hold_text_are_read_and_others_are_an_error(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -419,7 +500,7 @@ def test_a_folder_may_mix_formats_and_the_one_that_does_not_fit_is_named(tmp_pat
 
 @contextlib.contextmanager
 def as_a_guest():
-    """For root may read everything."""
+    """Drop root's rights, because root may read everything."""
     try:
         if os.getuid() == 0:
             os.seteuid(65_534)
@@ -436,5 +517,5 @@ def test_what_may_not_be_read_is_named(closed):
         (folder / "deep").mkdir()
         write_lines(folder / "a.jsonl", ["x"])
         (folder / closed).chmod(0)
-        with as_a_guest(), pytest.raises(PermissionError, match=f"{folder / closed} can't be read .Permission denied"):
+        with as_a_guest(), pytest.raises(PermissionError, match=str(folder / closed)):
             everything(folder)

@@ -1,11 +1,9 @@
-"""Data sets of the hub, fetched over HTTP from a hub on loopback that fails in every way we know of."""
+"""Data sets of the hub, downloaded over HTTP from a hub on loopback with faults."""
 
-import errno
 import hashlib
 import io
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -16,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from hub_server import Dataset, Hub
 
-from tinylib import __main__ as cli
 from tinylib import corpus
+from tinylib.checks import ConfigError, UserError
 
 CLIMBMIX = "karpathy/climbmix-400b-shuffle"
 SHARDS = [f"shard_{number:05d}.parquet" for number in range(5)]
@@ -47,7 +45,7 @@ def hub():
 
 @pytest.fixture
 def slept(monkeypatch):
-    """What the hub library would have waited, in seconds, instead of waiting."""
+    """The seconds for which the hub library would have slept; nothing sleeps."""
     waits = []
     monkeypatch.setattr(time, "sleep", waits.append)
     return waits
@@ -55,7 +53,7 @@ def slept(monkeypatch):
 
 @pytest.fixture
 def here(hub, tmp_path, monkeypatch):
-    """This process, with the hub library turned to the hub on loopback; the value is the library's cache."""
+    """This process, with the hub on loopback as the library's endpoint; the value is the library's cache."""
     from huggingface_hub import constants
 
     cache = tmp_path / "cache"
@@ -63,7 +61,7 @@ def here(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", hub.url())
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE",
                         hub.url() + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 4096)    # for these shards are smaller than its 10 MB
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 4096)    # these shards are smaller than its 10 MB
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     huggingface_hub.close_session()
@@ -72,17 +70,12 @@ def here(hub, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def fetch(here, capsys, slept):
-    def run(*arguments):
-        """Exit code, manifest and what was said on stderr by `corpus fetch`."""
-        code = cli.main(["corpus", "fetch", *arguments])
-        out, err = capsys.readouterr()
-        return code, json.loads(out.splitlines()[-1]) if code == 0 else None, err
-    return run
+def fetch(here, slept):
+    return corpus.fetch
 
 
 def whole(cache):
-    """The whole files in the cache, by name; asserts that nothing else lies there."""
+    """The whole files in the cache, by name; asserts that nothing else is there."""
     assert not list(cache.rglob("*.incomplete"))
     files = {file.name: file.read_bytes() for file in cache.rglob("*.parquet")}
     assert all(CLIMBMIX_FILES[name] == data for name, data in files.items())
@@ -93,9 +86,8 @@ def whole(cache):
 # What is fetched
 
 
-def test_a_fetch_says_what_it_fetched(hub, fetch):
-    code, manifest, _ = fetch("climbmix", "--shards", "2")
-    assert code == 0
+def test_the_manifest_of_a_fetch(hub, fetch):
+    manifest = fetch("climbmix", shards=2)
     assert (manifest["licence"], manifest["split"]) == ("odc-by", "by file: the last one")
     assert (manifest["source"], manifest["training_files"]) == (f"{hub.url()}/datasets/{CLIMBMIX}", "2 of 4")
     assert manifest["revision"] == hub.datasets[CLIMBMIX].revision
@@ -106,12 +98,12 @@ def test_a_fetch_says_what_it_fetched(hub, fetch):
 
 
 def test_what_is_whole_is_never_asked_for_again(hub, fetch, here):
-    fetch("climbmix", "--shards", "1")
+    fetch("climbmix", shards=1)
     before = len(hub.requests)
-    code, one, _ = fetch("climbmix")    # the number of shards is remembered
-    assert code == 0 and one["training_files"] == "1 of 4" and len(hub.requests) == before
-    code, three, _ = fetch("climbmix", "--shards", "3")
-    assert code == 0 and three["splits"]["val"] == one["splits"]["val"]
+    one = fetch("climbmix")    # the number of shards is remembered
+    assert one["training_files"] == "1 of 4" and len(hub.requests) == before
+    three = fetch("climbmix", shards=3)
+    assert three["splits"]["val"] == one["splits"]["val"]
     assert [hub.sent(name) for name in SHARDS] == [[0], [0], [0], [], [0]]
     assert corpus.load("climbmix", shards=2).train_files == corpus.load("climbmix").train_files[:2]
     found = corpus.load("climbmix")    # the number that was fetched, not what was loaded since
@@ -122,42 +114,53 @@ def test_what_is_whole_is_never_asked_for_again(hub, fetch, here):
 
 def test_a_training_text_that_is_in_validation_is_left_out(hub, fetch):
     hub.datasets["some/pair"] = Dataset({"a.parquet": parquet(["one", "both", "two"]), "b.parquet": parquet(["both"])})
-    splits = fetch("some/pair")[1]["splits"]
+    splits = fetch("some/pair")["splits"]
     assert (splits["train"]["documents"], splits["train"]["left_out"], splits["val"]["documents"]) == (2, 1, 1)
     assert list(corpus.load("some/pair").texts("train")) == ["one", "two"]
 
 
 def test_a_newer_revision_is_taken_only_when_asked_for(hub, fetch):
-    old = fetch("climbmix", "--shards", "1")[1]["revision"]
+    old = fetch("climbmix", shards=1)["revision"]
     hub.datasets[CLIMBMIX].files[SHARDS[0]] = parquet(["new"])
-    assert fetch("climbmix")[1]["revision"] == old
-    _, manifest, _ = fetch("climbmix", "--refresh")
+    assert fetch("climbmix")["revision"] == old
+    manifest = fetch("climbmix", refresh=True)
     assert manifest["revision"] == hub.datasets[CLIMBMIX].revision != old
     assert manifest["splits"]["train"]["documents"] == 1 and manifest["training_files"] == "1 of 4"
 
 
-@pytest.mark.parametrize("files,rule,train,val", [
-    (["data/train-0.parquet", "data/validation-0.parquet", "data/test-0.parquet"],
-     "by file: those named for validation; those named for test unused", ["train-0"], ["validation-0"]),
-    (["plain/train/0.parquet", "plain/test/0.parquet"],
-     "by file: those named for test, as none is named for validation", ["train/0"], ["test/0"]),
-    (["a.parquet", "b.parquet", "c.parquet"], "by file: the last one", ["a", "b"], ["c"]),
-    (["latest.parquet", "value.parquet"], "by file: the last one", ["latest"], ["value"]),
+@pytest.mark.parametrize("files,rule,train,val,unused", [
+    (["data/train-0.parquet", "data/validation-0.parquet", "data/test-00000-of-00001.parquet"], "by file name",
+     ["train-0"], ["validation-0"], ["data/test-00000-of-00001.parquet"]),
+    (["plain/train/0.parquet", "plain/test/0.parquet"], "by file name", ["train/0"], ["test/0"], []),
+    (["wiki.parquet", "wiki_eval.parquet"], "by file name", ["wiki"], ["wiki_eval"], []),
+    (["train-0.parquet", "train-1.parquet", "train-test.parquet"], "by file: the last one", ["train-0"], ["train-1"],
+     ["train-test.parquet"]),
+    (["a.parquet", "b.parquet", "c.parquet"], "by file: the last one", ["a", "b"], ["c"], []),
+    (["latest.parquet", "value.parquet"], "by file: the last one", ["latest"], ["value"], []),
 ])
-def test_any_other_data_set(hub, fetch, files, rule, train, val):
+def test_any_other_data_set(hub, fetch, files, rule, train, val, unused):
     hub.datasets["some/texts"] = Dataset({name: parquet([f"{name} {row}" for row in range(3)], "content")
-                                          for name in files})
-    code, manifest, _ = fetch("some/texts", "--column", "content")
-    assert code == 0 and (manifest["split"], manifest["licence"], manifest["column"]) == (rule, "not stated", "content")
+                                          for name in files} | {"README.md": b"# Texts", "a.csv": b"1"})
+    manifest = fetch("some/texts", column="content")
+    assert (manifest["split"], manifest["licence"], manifest["column"]) == (rule, "not stated", "content")
     assert [[file["name"].removesuffix(".parquet") for file in manifest["splits"][split]["files"]]
             for split in ("train", "val")] == [train, val]
+    assert (manifest["unused"], manifest["passed_over"]) == (unused, 2)
     assert len(list(corpus.load("some/texts").texts("val"))) == 3    # the column is remembered
+
+
+def test_a_data_set_of_tests_alone_is_not_trained_on(hub, fetch, tmp_path):
+    hub.datasets["some/tests"] = Dataset({"en/test/0.parquet": parquet(["one"]), "en/dev.parquet": parquet(["two"])})
+    with pytest.raises(UserError, match=r"all files are named as held out \(en/dev.parquet, en/test/0.parquet\)"):
+        fetch("some/tests")
+    assert not (tmp_path / "home" / "data" / "corpus" / "some--tests").exists()
+    assert fetch("some/tests/en/test")["split"].startswith("by hash")    # the user's choice, so its name doesn't count
 
 
 def test_one_file_is_split_by_hash(hub, fetch):
     hub.datasets["some/texts"] = Dataset({"all.parquet": parquet([f"text {row}" for row in range(300)])},
                                          {"license": ["cc-by-4.0", "mit"]})
-    _, manifest, _ = fetch("some/texts")
+    manifest = fetch("some/texts")
     assert (manifest["split"], manifest["licence"]) == ("by hash of the text, 4% validation", "cc-by-4.0, mit")
     assert manifest["splits"]["val"]["documents"] == sum(corpus.in_validation(f"text {row}") for row in range(300)) > 0
 
@@ -165,18 +168,19 @@ def test_one_file_is_split_by_hash(hub, fetch):
 def test_folders_are_not_mixed_unless_one_is_chosen(hub, fetch):
     names = [f"{language}/{split}-0.parquet" for language in ("de", "en", "fr") for split in ("train", "test")]
     hub.datasets["wiki/pedia"] = Dataset({name: parquet([name]) for name in names})
-    code, _, err = fetch("wiki/pedia")
-    assert code == 1 and "wiki/pedia holds 3 folders of documents (de, en, fr …)" in err and "wiki/pedia/fr" in err
-    assert fetch("wiki/pedia/en")[0] == 0
+    with pytest.raises(UserError, match=r"wiki/pedia holds 3 folders of documents \(de, en, fr\).*wiki/pedia/fr"):
+        fetch("wiki/pedia")
+    fetch("wiki/pedia/en")
     assert list(corpus.load("wiki/pedia/en").texts("train")) == ["en/train-0.parquet"]
 
 
 def test_json_lines_where_there_is_no_parquet(hub, fetch):
     lines = "".join(json.dumps({"text": f"text {row}"}) + "\n" for row in range(3)).encode()
     hub.datasets["some/lines"] = Dataset({"a.jsonl": lines, "b.jsonl": b'{"text": "last"}\n', "c.txt": b"a licence"})
-    assert fetch("some/lines")[1]["splits"]["train"]["documents"] == 3
+    assert fetch("some/lines")["splits"]["train"]["documents"] == 3
     hub.datasets["some/pictures"] = Dataset({"a.jpg": b"\xff"})
-    assert "some/pictures holds no .parquet and no .jsonl file" in fetch("some/pictures")[2]
+    with pytest.raises(UserError, match=r"some/pictures holds no \.parquet and no \.jsonl file"):
+        fetch("some/pictures")
 
 
 # Faults
@@ -186,8 +190,7 @@ def test_json_lines_where_there_is_no_parquet(hub, fetch):
                                          ("short", "again"), ("wrong", "again")])
 def test_a_fault_that_passes_is_survived(hub, fetch, here, slept, fault, asked):
     hub.fail(SHARDS[1], fault)
-    code, _, err = fetch("climbmix", "--shards", "2")
-    assert code == 0, err
+    fetch("climbmix", shards=2)
     assert whole(here) == [SHARDS[0], SHARDS[1], SHARDS[4]]
     first, second = hub.sent(SHARDS[1])
     kept = len(CLIMBMIX_FILES[SHARDS[1]]) // 2 // 4096 * 4096    # whole chunks of what came before the cut
@@ -200,15 +203,14 @@ def test_a_fault_that_passes_is_survived(hub, fetch, here, slept, fault, asked):
     ("429", "429"), ("500", "500"), ("503", "503")])
 def test_a_fault_that_stays_fails_the_fetch_and_the_next_one_finishes_it(hub, fetch, here, fault, reason):
     hub.fail(SHARDS[1], fault, times=None)
-    code, _, err = fetch("climbmix", "--shards", "3")
-    last = err.strip().splitlines()[-1]
-    assert code == 1 and last.startswith("error: ") and f"{SHARDS[1]} of {CLIMBMIX}" in last and reason in last
-    assert "what came whole is kept" in last and "run it again" in last
+    with pytest.raises((ConnectionError, UserError)) as failure:
+        fetch("climbmix", shards=3)
+    for part in (f"{SHARDS[1]} of {CLIMBMIX}", reason, "what came whole is kept", "run it again"):
+        assert part in str(failure.value)
     assert whole(here) == [SHARDS[0]]
     hub.heal()
     hub.requests.clear()
-    code, manifest, err = fetch("climbmix")
-    assert code == 0 and manifest["splits"]["train"]["documents"] == 60, err
+    assert fetch("climbmix")["splits"]["train"]["documents"] == 60    # as many shards as were asked for
     assert [hub.sent(name) for name in SHARDS] == [[], [0], [0], [], [0]]
     assert whole(here) == [*SHARDS[:3], SHARDS[4]]
 
@@ -216,57 +218,33 @@ def test_a_fault_that_stays_fails_the_fetch_and_the_next_one_finishes_it(hub, fe
 @pytest.mark.parametrize("fault", ["429", "503"])
 def test_a_listing_that_fails_leaves_nothing_behind(hub, fetch, here, tmp_path, fault):
     hub.fail("list", fault, times=None)
-    code, _, err = fetch("climbmix")
-    assert code == 1 and f"can't fetch the list of files of {CLIMBMIX}" in err and fault in err
+    with pytest.raises(ConnectionError, match=f"can't fetch the list of files of {CLIMBMIX}.*{fault}"):
+        fetch("climbmix")
     assert not (tmp_path / "home").exists() and not here.exists()
     hub.heal()
-    assert fetch("climbmix")[0] == 0
+    fetch("climbmix")
 
 
 def test_what_rots_in_the_cache_is_fetched_again(hub, fetch, here):
-    fetch("climbmix", "--shards", "1")
+    fetch("climbmix", shards=1)
     blob = next(here.rglob(SHARDS[0])).resolve()
     blob.write_bytes(bytes(len(CLIMBMIX_FILES[SHARDS[0]])))
     with pytest.raises(ValueError, match=r"shard_00000\.parquet is no whole \.parquet file.*fetch"):
         list(corpus.load("climbmix").texts("train"))
-    assert fetch("climbmix")[0] == 0 and hub.sent(SHARDS[0]) == [0, 0]
+    fetch("climbmix")
+    assert hub.sent(SHARDS[0]) == [0, 0]
     assert whole(here) == [SHARDS[0], SHARDS[4]]
 
 
-def test_a_full_disk_by_the_error_that_the_system_gives(hub, fetch, here, monkeypatch):
-    """The library's own writing of the file, with a write that fails as on a full disk after some bytes."""
-    from huggingface_hub import file_download
-
-    get = file_download.http_get
-
-    class Full:
-        def __init__(self, file):
-            self.file = file
-
-        def write(self, data):
-            self.file.write(data[:1000])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def full(url, temp_file, **rest):
-        return get(url, Full(temp_file) if SHARDS[1] in url else temp_file, **rest)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(file_download, "http_get", full)
-        code, _, err = fetch("climbmix", "--shards", "2")
-    assert code == 1 and f"no room for {SHARDS[1]} of {CLIMBMIX}" in err and "HF_HOME" in err
-    assert whole(here) == [SHARDS[0]]
-    assert fetch("climbmix")[0] == 0 and whole(here) == [SHARDS[0], SHARDS[1], SHARDS[4]]
-
-
 def test_without_a_network(hub, fetch, here, tmp_path):
-    fetch("climbmix", "--shards", "1")
+    fetch("climbmix", shards=1)
     hub.close()
     huggingface_hub.close_session()    # and the connection that it kept
-    assert fetch("climbmix")[0] == 0    # what is whole needs none
-    code, _, err = fetch("climbmix", "--shards", "2")
-    assert code == 1 and f"can't fetch {SHARDS[1]} of {CLIMBMIX} (ConnectError: " in err and "HF_ENDPOINT" in err
-    code, _, err = fetch("fineweb-edu")
-    assert code == 1 and "run it again with a network" in err and "the corpus pydocs needs no network" in err
+    fetch("climbmix")    # what is whole needs none
+    with pytest.raises(ConnectionError, match=rf"can't fetch {SHARDS[1]} of {CLIMBMIX} \(ConnectError: .*HF_ENDPOINT"):
+        fetch("climbmix", shards=2)
+    with pytest.raises(ConnectionError, match=r"run it again with a network.*the corpus pydocs needs no network"):
+        fetch("fineweb-edu")
     assert [path.name for path in (tmp_path / "home" / "data" / "corpus").iterdir()] == ["climbmix"]
 
 
@@ -274,67 +252,70 @@ def test_without_a_network(hub, fetch, here, tmp_path):
     ("no/such", "RepositoryNotFoundError.*so check the name"), ("some/gated", "GatedRepoError.*accept the terms")])
 def test_a_data_set_that_may_not_be_read(hub, fetch, name, message):
     hub.datasets["some/gated"] = Dataset({"a.parquet": parquet(["x"])}, gated=True)
-    code, _, err = fetch(name)
-    assert code == 1 and re.search(f"can't fetch the list of files of {name} \\({message}", err)
+    with pytest.raises(ConnectionError, match=f"can't fetch the list of files of {name} \\({message}"):
+        fetch(name)
 
 
 def test_more_shards_than_there_are(fetch):
-    assert "shards=5 is not a whole number from 1 to 4: use 4 or less" in fetch("climbmix", "--shards", "5")[2]
-    assert fetch("climbmix", "--shards", "0")[0] == 1
+    for shards in (5, 0, -1):
+        with pytest.raises(ConfigError, match=f"shards={shards} is not a whole number from 1 to 4"):
+            fetch("climbmix", shards=shards)
 
 
 def test_a_column_that_is_not_there_is_named_and_not_remembered_for_good(hub, fetch):
-    code, _, err = fetch("climbmix", "--column", "content")
-    assert code == 1 and "column='content' of" in err and "its columns are text (string)" in err
-    assert fetch("climbmix", "--column", "text")[0] == 0
+    with pytest.raises(UserError, match=r"column='content' of .* its columns are text \(string\)"):
+        fetch("climbmix", column="content")
+    fetch("climbmix", column="text")
 
 
 # Through the environment, as users set it
 
 
-def command(hub, home, *arguments, **settings):
+def command(hub, home, shards=None, **settings):
     environment = {**os.environ, "HF_ENDPOINT": hub.url(), "HF_HOME": str(home / "hf"), "TINYLIB_HOME": str(home),
                    "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1", **settings}
-    return [sys.executable, "-m", "tinylib", "corpus", "fetch", *arguments], environment
+    code = f"import json; from tinylib import corpus; print(json.dumps(corpus.fetch('climbmix', shards={shards})))"
+    return [sys.executable, "-c", code], environment
 
 
-def child(hub, home, *arguments, **settings):
-    line, environment = command(hub, home, *arguments, **settings)
+def child(hub, home, shards=None, **settings):
+    line, environment = command(hub, home, shards, **settings)
     return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120)
 
 
 def test_mirror_token_cache_and_offline_are_those_of_the_hub_library(hub, tmp_path):
     hub.datasets[CLIMBMIX].gated = True
-    done = child(hub, tmp_path, "climbmix", "--shards", "1", HF_TOKEN="hf_secret")
+    done = child(hub, tmp_path, shards=1, HF_TOKEN="hf_secret")
     assert done.returncode == 0 and done.stderr == "", done.stderr
     asked = [request for request in hub.requests if "/api/agent" not in request.path]    # the library asks that itself
     assert {(request.server, request.token) for request in asked} == {("hub", "Bearer hf_secret"), ("cdn", None)}
     assert whole(tmp_path / "hf" / "hub") == [SHARDS[0], SHARDS[4]]
     hub.requests.clear()
-    again = child(hub, tmp_path, "climbmix", HF_HUB_OFFLINE="1")
+    again = child(hub, tmp_path, HF_HUB_OFFLINE="1")
     assert again.stdout == done.stdout and not hub.requests
-    more = child(hub, tmp_path, "climbmix", "--shards", "2", HF_HUB_OFFLINE="1")
+    more = child(hub, tmp_path, shards=2, HF_HUB_OFFLINE="1")
     assert more.returncode == 1 and "unset HF_HUB_OFFLINE" in more.stderr and not hub.requests
 
 
 def test_a_disk_that_takes_no_more(hub, tmp_path):
-    """The system's own refusal, in the middle of a file: a limit on the size of files stands for the full disk."""
-    line, environment = command(hub, tmp_path, "climbmix", "--shards", "1")
-    half = len(CLIMBMIX_FILES[SHARDS[0]]) // 2
+    """The operating system's own error in the middle of a file: a limit on the size of files instead of a full disk."""
+    hub.datasets[CLIMBMIX].files[SHARDS[1]] = large = parquet([noise(SHARDS[1], row) for row in range(60)])
+    line, environment = command(hub, tmp_path, shards=2)
     limit = ("import os, resource, sys\nresource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)\n"
              "os.execv(sys.argv[2], sys.argv[2:])")
-    done = subprocess.run([sys.executable, "-c", limit, str(half), *line], env=environment, capture_output=True,
-                          text=True, timeout=120)
-    assert done.returncode == 1 and f"no room for {SHARDS[0]} of {CLIMBMIX}" in done.stderr
-    assert whole(tmp_path / "hf" / "hub") == []
-    assert child(hub, tmp_path, "climbmix").returncode == 0
+    done = subprocess.run([sys.executable, "-c", limit, str(len(large) // 2), *line], env=environment,
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and f"no room for {SHARDS[1]} of {CLIMBMIX}" in done.stderr and "HF_HOME" in done.stderr
+    assert whole(tmp_path / "hf" / "hub") == [SHARDS[0]]
+    manifest = json.loads(child(hub, tmp_path, shards=2).stdout)
+    assert manifest["splits"]["train"]["documents"] == 80 and hub.sent(SHARDS[0]) == [0]
 
 
 def test_people_see_progress_and_files_do_not(hub, tmp_path):
     import pty
     import termios
 
-    line, environment = command(hub, tmp_path, "climbmix", "--shards", "1")
+    line, environment = command(hub, tmp_path, shards=1)
     reader, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 100))
     done = subprocess.run(line, env=environment, stdout=subprocess.PIPE, stderr=terminal, timeout=120)

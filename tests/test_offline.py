@@ -1,4 +1,4 @@
-"""The network block really blocks, here and in a child, and lets loopback through."""
+"""The network block of the tests blocks connections, here and in child processes, but not those to loopback."""
 
 from __future__ import annotations
 

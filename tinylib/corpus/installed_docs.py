@@ -1,26 +1,23 @@
-"""The documentation and the source of what is installed, parsed without importing anything."""
+"""Documentation and source code of installed packages, parsed without importing them."""
 
 from __future__ import annotations
 
 import ast
 import importlib.util
-import json
 import platform
-import subprocess
 import sys
 import sysconfig
 import warnings
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from tinylib import files, hardware
-from tinylib.corpus.documents import SPLITS, VALIDATION_SHARE, Corpus, digest, in_validation
-from tinylib.corpus.files import Document, plain
+from tinylib.corpus.documents import Corpus
+from tinylib.corpus.reading import Document, plain
+from tinylib.corpus.split import SPLITS, VALIDATION_SHARE, digest, in_validation
 
 PACKAGES = {
     "torch": "torch", "numpy": "numpy", "pandas": "pandas", "matplotlib": "matplotlib", "scipy": "scipy",
@@ -30,36 +27,34 @@ PACKAGES = {
     "prompt_toolkit": "prompt_toolkit", "rich": "rich", "pygments": "Pygments", "jedi": "jedi",
     "setuptools": "setuptools",
 }
-"""Packages whose documentation is harvested where they are installed: import name -> name in the index.
+"""Packages whose documentation is harvested if they are installed: import name -> name of the distribution.
 
-The course's dependencies and what they bring; not what only tests need, so that both installs get the same text.
+The course's dependencies and theirs; not what only tests need, so that both kinds of installation get the same text.
 """
 
 BUILT_IN = ("pydocs", "pydocs-stdlib", "pysource")
-_RECIPE = 1    # raise it when the harvest changes, so that old harvests are not taken for new ones
+_RECIPE = 1    # raise it when the harvest changes, so that older harvests are replaced
 _MANIFEST = "manifest.json"
 _SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "_vendor", "_bundled"}
 _REPEATED_CHARS = 40    # shorter paragraphs, such as "Parameters", repeat because they are the form of documentation
 
 
 def built_in(name: str, folder: Path, *, refresh: bool = False) -> Corpus:
-    """The built-in corpus `name` as it lies in `folder`, harvested if it doesn't lie there whole."""
+    """The built-in corpus `name` in `folder`, harvested if it isn't there whole."""
     if refresh or not _is_whole(folder):
         _harvest_into(folder, name)
     return Corpus(name, (folder / "train.parquet",), (folder / "val.parquet",), manifest_file=folder / _MANIFEST)
 
 
 def _is_whole(folder: Path) -> bool:
-    if not (folder / _MANIFEST).is_file():
-        return False
-    manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-    files = [file for split in manifest["splits"].values() for file in split["files"]]
-    return manifest["recipe"] == _RECIPE and all(
-        (folder / file["name"]).is_file() and (folder / file["name"]).stat().st_size == file["bytes"] for file in files)
+    manifest = files.read_json(folder / _MANIFEST)
+    return manifest is not None and manifest["recipe"] == _RECIPE and all(
+        (folder / file["name"]).is_file() and (folder / file["name"]).stat().st_size == file["bytes"]
+        for split in manifest["splits"].values() for file in split["files"])
 
 
 def _harvest_into(folder: Path, name: str) -> None:
-    """Harvest the built-in corpus `name` into `folder`, which appears whole or not at all."""
+    """Harvest the built-in corpus `name` into `folder`, atomically."""
     sources = installed(with_packages=name != "pydocs-stdlib")
     documents = harvest(sources, source_code if name == "pysource" else documentation)
     facts = {"recipe": _RECIPE, "python": platform.python_version(), "platform": sys.platform,
@@ -81,7 +76,7 @@ class Source:
     package: str | None = None
 
     def modules(self) -> list[tuple[str, Path]]:
-        """Name and file of each module, tests and vendored copies left out, sorted by name."""
+        """Name and file of each module, without tests and vendored copies, sorted by name."""
         prefix = (self.package,) if self.package else ()
         found = []
         for file in self.folder.rglob("*.py"):
@@ -104,7 +99,7 @@ class Source:
 
 
 def installed(with_packages: bool) -> list[Source]:
-    """The standard library and, if asked for, those of PACKAGES that are here."""
+    """The standard library and, `with_packages`, those of PACKAGES that are installed."""
     sources = [Source(Path(sysconfig.get_paths()["stdlib"]))]
     for package in sorted(PACKAGES) if with_packages else ():
         found = importlib.util.find_spec(package)
@@ -113,21 +108,21 @@ def installed(with_packages: bool) -> list[Source]:
     return sources
 
 
-Module = tuple[str, Path]
-Entries = list[tuple[str, str]]
+Module = tuple[str, Path]    # name, file
+Entries = list[tuple[str, str]]    # heading, text
 Reader = Callable[[Module], Entries]
 
 
-def harvest(sources: Iterable[Source], reader: Reader) -> list[Document]:
-    """One document a module, read in parallel processes, without repeated paragraphs and without duplicates.
+def harvest(sources: Iterable[Source], reader: Reader, processes: int | None = None) -> list[Document]:
+    """One document a module, read in parallel, without repeated paragraphs and duplicate documents.
 
-    `reader` turns a module into headed texts.  The order is that of a hash of the names, so that any first part of
-    the corpus is a fair sample.  The same files give the same documents.
+    `reader` turns a module into headings and texts; `processes` is one a core by default.  Documents are sorted by a
+    hash of their names, so that the first part of the corpus is a fair sample, and don't depend on `processes`.
     """
     modules = [module for source in sources for module in source.modules()]
     seen: set[bytes] = set()
     documents = {}
-    for (name, _), entries in zip(modules, _parallel(reader, modules), strict=True):
+    for (name, _), entries in zip(modules, _parallel(reader, modules, processes), strict=True):
         text = "\n\n".join(_unrepeated(entries, seen) if reader is documentation else [text for _, text in entries])
         if text and name not in documents:
             documents[name] = text
@@ -135,43 +130,28 @@ def harvest(sources: Iterable[Source], reader: Reader) -> list[Document]:
     return sorted(unique.values(), key=lambda document: digest(document.name))
 
 
-def _parallel(reader: Reader, modules: list[Module]) -> list[Entries]:
-    """What `reader` makes of each module, in order, from a process for each core.
+def _parallel(reader: Reader, modules: list[Module], processes: int | None) -> Iterator[Entries]:
+    """What `reader` makes of each module, in order; the worker processes are gone at the end."""
+    from joblib import Parallel, delayed
+    from joblib.externals.loky import get_reusable_executor
 
-    They are plain child processes: those of `multiprocessing` would run an unguarded script of the caller's again.
-    """
-    workers = hardware.cores() if len(modules) >= 100 else 1
-    if workers == 1:
-        return [reader(module) for module in modules]
-    with ThreadPoolExecutor(workers) as pool:
-        parts = list(pool.map(partial(_in_child, reader), [modules[first::workers] for first in range(workers)]))
-    return [parts[place % workers][place // workers] for place in range(len(modules))]
-
-
-def _in_child(reader: Reader, modules: list[Module]) -> list[Entries]:
-    command = [sys.executable, "-c", f"from tinylib.corpus import installed_docs; installed_docs._work(installed_docs.{reader.__name__})"]
-    task = json.dumps([(name, str(path)) for name, path in modules])
-    done = subprocess.run(command, input=task, capture_output=True, encoding="utf-8", check=False)
-    if done.returncode:
-        raise RuntimeError(f"a process of the harvest ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    return [[(heading, text) for heading, text in entries] for entries in json.loads(done.stdout)]
-
-
-def _work(reader: Reader) -> None:
-    modules = [(name, Path(path)) for name, path in json.load(sys.stdin)]
-    json.dump([reader(module) for module in modules], sys.stdout)
+    workers = processes or (hardware.cores() if len(modules) >= 100 else 1)
+    try:
+        yield from Parallel(n_jobs=workers, return_as="generator")(delayed(reader)(module) for module in modules)
+    finally:
+        if workers > 1:
+            get_reusable_executor().shutdown(wait=True)
 
 
 def documentation(module: Module) -> Entries:
-    """Heading and docstring of a module, its classes and its functions; nothing for a file that is no Python."""
+    """Headings and docstrings of a module, its classes and its functions; none for a file that Python can't parse."""
     name, path = module
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")    # of invalid escapes in other people's code
-            tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError, RecursionError, OSError):
+            warnings.simplefilter("ignore")    # about invalid escapes in other people's code
+            found = _docstrings(ast.parse(path.read_bytes()), "")
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OSError):    # the middle two: nested too deeply
         return []
-    found = _docstrings(tree, "")
     return [(name, ""), *found] if found else []
 
 
@@ -187,7 +167,7 @@ def _docstrings(node: Any, prefix: str) -> Entries:
 
 
 def _heading(node: Any, prefix: str) -> str:
-    """How the thing is called: `class Name(Base)`, `Name.method(self, x=0)`; nothing for a module."""
+    """The signature: `class Name(Base)`, `Name.method(self, x=0)`; empty for a module."""
     if isinstance(node, ast.Module):
         return ""
     if isinstance(node, ast.ClassDef):
@@ -197,7 +177,7 @@ def _heading(node: Any, prefix: str) -> str:
 
 
 def source_code(module: Module) -> Entries:
-    """The whole file of a module; nothing for a file that is no UTF-8."""
+    """The whole file of a module; nothing for a file that is not UTF-8."""
     try:
         return [(module[0], module[1].read_text(encoding="utf-8"))]
     except (UnicodeDecodeError, OSError):
@@ -205,7 +185,7 @@ def source_code(module: Module) -> Entries:
 
 
 def _unrepeated(entries: Entries, seen: set[bytes]) -> list[str]:
-    """The parts of a document, without paragraphs in `seen`; a heading that loses its whole text goes with it."""
+    """The parts of a document, without paragraphs in `seen` and headings whose whole text was; adds to `seen`."""
     parts = []
     for heading, text in entries:
         kept = [paragraph for paragraph in text.split("\n\n") if paragraph.strip() and _new(paragraph, seen)]

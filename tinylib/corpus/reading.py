@@ -1,4 +1,4 @@
-"""Documents in files, `.txt`, `.jsonl` and `.parquet`: found in a folder, read one by one, in bounded memory."""
+"""Readers of `.txt`, `.jsonl` and `.parquet` files: streamed one document at a time, in bounded memory."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, NoReturn
 
+from tinylib.checks import UserError
+
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 _PACKED = {".gz": "gzip", ".zst": "zstd"}
 _TXT_CHARS, _TXT_MOST = 4_000, 100_000
-_ROWS = 64    # at once: they may be whole books
+_ROWS = 64    # of parquet, decoded at once: they may be whole books
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text and the name it goes by, such as that of its module or `file.jsonl:17`."""
+    """A text and its name, such as `json.decoder` for a module or `file.jsonl:17` for a line."""
 
     name: str
     text: str
 
 
 def kind(file: PurePath) -> str | None:
-    """The suffix that tells how to read `file`; None where it can't be read.
+    """The format of `file`, as a suffix without that of its compression; None for one that can't be read.
 
     >>> kind(Path("wiki.jsonl.zst")), kind(Path("README.md"))
     ('.jsonl', None)
@@ -36,21 +38,29 @@ def kind(file: PurePath) -> str | None:
     return last if last in SUFFIXES else None
 
 
-def find(folder: Path) -> list[Path]:
-    """The files of text in `folder` and below, sorted, without hidden ones; links are followed, a loop once."""
-    found, seen = [], set()
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
+def find(folder: Path) -> tuple[list[Path], int]:
+    """The text files in `folder` and below, sorted, and the number of files of other formats.
+
+    Hidden files and folders don't count.  Links are followed, but no folder is visited twice.
+    """
+    files, seen = [], set()
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         if os.path.realpath(root) in seen:
             folders.clear()
             continue
         seen.add(os.path.realpath(root))
-        found += [Path(root, name) for name in names if not name.startswith(".") and kind(Path(name))]
-    return sorted(found)
+        files += [Path(root, name) for name in names if not name.startswith(".")]
+    found = sorted(filter(kind, files))
+    return found, len(files) - len(found)
 
 
 def read(path: Path, column: str = "text") -> Iterator[Document]:
-    """The documents of one file that are not empty; ValueError names the file, the line or column, and what to do."""
+    """The documents of one file, without empty ones.
+
+    Raises UserError, with the file and its line or column, for content that can't be read; FileNotFoundError and
+    PermissionError for a file that can't be opened.
+    """
     import pyarrow
 
     if not path.is_file():
@@ -58,11 +68,11 @@ def read(path: Path, column: str = "text") -> Iterator[Document]:
     reader = {".parquet": _read_parquet, ".jsonl": _read_jsonl, ".txt": _read_txt}[kind(path) or ".txt"]
     try:
         yield from (document for document in reader(path, column) if document.text)
-    except PermissionError as error:
-        _unreadable(PermissionError(error.errno, "Permission denied", str(path)))
+    except PermissionError:
+        raise
     except (OSError, pyarrow.ArrowException) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{path} is no whole {kind(path)} file ({reason}): fetch or write it again") from error
+        raise UserError(f"{path} is no whole {kind(path)} file ({reason}): fetch or write it again") from error
 
 
 def plain(text: str) -> str:
@@ -74,56 +84,54 @@ def plain(text: str) -> str:
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _unreadable(error: OSError) -> NoReturn:
-    raise PermissionError(f"{error.filename} can't be read ({error.strerror}): give yourself the right to, "
-                          "or move it out of the corpus") from error
+def _raise(error: OSError) -> NoReturn:
+    raise error
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[Document]:
     import pyarrow.parquet
 
-    # Buffered, for otherwise the whole column of a row group, which may be the whole file, is read at once.
+    # Without a buffer, the whole column of a row group, which may be the whole file, would be read at once.
     with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
         types = {field.name: field.type for field in file.schema_arrow}
         if not _is_text(types.get(column)):
             there = ", ".join(f"{name} ({type})" for name, type in types.items())
-            raise ValueError(f"column={column!r} of {path} is no column of text: its columns are {there}")
-        titled = column != "name" and _is_text(types.get("name"))
+            raise UserError(f"column={column!r} of {path} is no column of text: its columns are {there}")
+        columns = [column, "name"] if column != "name" and _is_text(types.get("name")) else [column]
         row = 0
-        for batch in file.iter_batches(batch_size=_ROWS, columns=[column, "name"] if titled else [column]):
+        for batch in file.iter_batches(batch_size=_ROWS, columns=columns):
             try:
-                texts = batch.column(column).to_pylist()
-                titles = batch.column("name").to_pylist() if titled else [None] * len(texts)
+                texts, *names = (batch.column(name).to_pylist() for name in columns)
             except UnicodeDecodeError as error:
-                raise ValueError(f"rows {row + 1} to {row + len(batch)} of {path} hold text that is not UTF-8 "
-                                 f"({error.reason}): write the file again") from error
-            for title, text in zip(titles, texts, strict=True):
+                raise UserError(f"rows {row + 1} to {row + len(batch)} of {path} hold text that is not UTF-8 "
+                                f"({error.reason}): write the file again") from error
+            for text, *name in zip(texts, *names, strict=True):
                 row += 1
-                yield Document(title or f"{path.name}:{row}", text or "")
+                yield Document(next(filter(None, name), f"{path.name}:{row}"), text or "")
 
 
 def _is_text(type: Any) -> bool:
-    """Whether `type`, of pyarrow, is that of strings, however they are stored; None, for no column, is not."""
+    """Whether a pyarrow type is that of strings, in any storage; None, for no column, is not."""
     from pyarrow import types
 
-    if type is not None and types.is_dictionary(type):
-        type = type.value_type
-    return type is not None and any(is_such(type) for is_such in (types.is_string, types.is_large_string,
-                                                                  types.is_string_view))
+    if type is None:
+        return False
+    stored = type.value_type if types.is_dictionary(type) else type
+    return types.is_string(stored) or types.is_large_string(stored) or types.is_string_view(stored)
 
 
 def _read_jsonl(path: Path, column: str) -> Iterator[Document]:
-    """A document a line; empty lines are passed over."""
+    """One document a line; empty lines are skipped."""
     for number, line in enumerate(_lines(path), start=1):
         if line.isspace():
             continue
         try:
             text = json.loads(line)[column]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(f"line {number} of {path} is no JSON object with a field {column!r}: {line.strip():.60}"
-                             ) from error
+            raise UserError(f"line {number} of {path} is no JSON object with a field {column!r}: "
+                            f"{line.strip():.60}") from error
         if not isinstance(text, str | None):
-            raise ValueError(f"line {number} of {path} has no text in {column!r} but {text!r:.60}")
+            raise UserError(f"line {number} of {path} has no text in {column!r} but {text!r:.60}")
         yield Document(f"{path.name}:{number}", plain(text or ""))
 
 
@@ -144,7 +152,7 @@ def _read_txt(path: Path, _column: str) -> Iterator[Document]:
 
 
 def _lines(path: Path, most: int = -1) -> Iterator[str]:
-    """Lines of a UTF-8 file, unpacked as its suffix says, those of over `most` characters in pieces."""
+    """The lines of a UTF-8 file, decompressed by its suffix; lines of over `most` characters come in pieces."""
     import pyarrow
 
     number = 0
@@ -155,5 +163,5 @@ def _lines(path: Path, most: int = -1) -> Iterator[str]:
                 number += 1
                 yield line
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 soon after line {number} ({error.reason}): convert it, "
-                             "for example with iconv") from error
+            raise UserError(f"{path} is not UTF-8 soon after line {number} ({error.reason}): convert it, "
+                            "for example with iconv") from error
