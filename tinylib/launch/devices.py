@@ -71,16 +71,8 @@ def raise_if_busy(own: RunDirectory, devices: Sequence[str], joins: bool = False
 
 def _held(run: RunDirectory) -> set[str]:
     """The devices of this machine that a run holds now."""
-    if not run.alive():
-        return set()
-    here = [process for process in run.processes().values() if process.host == platform.node()]
-    recorded = {device for process in here for device in process.devices.split(",") if device}
-    if recorded:
-        return recorded
-    config = run.read_config()    # begun by hand, by torchrun in a shell or `train` in a notebook
-    with suppress(ConfigError):
-        return set(visible_devices(config["train"].get("device", "auto"))[:config.get("world_size", 1)])
-    return set()    # GPUs that this process doesn't see
+    here = [process for process in run.processes().values() if process.host == platform.node()] if run.alive() else []
+    return {device for process in here for device in process.devices.split(",")} - {""}
 
 
 @contextmanager

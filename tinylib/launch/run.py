@@ -169,7 +169,7 @@ class Run(RunDirectory):
                 if not self.alive() or time.monotonic() - ended_s > 15:
                     return
             yield
-            time.sleep(every_s if state not in ENDED else 0.1)
+            time.sleep(every_s)
 
     def _settings(self) -> LaunchSettings | None:
         """The settings of the launch; None for a run that was begun by hand."""

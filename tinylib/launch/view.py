@@ -79,9 +79,8 @@ class Snapshot:
 
 def _rank_rows(run: Run, state: str, world_size: int, work: Sequence[dict[str, Any]], device: str
                ) -> tuple[tuple[str, ...], ...]:
-    """The rows of `Snapshot.ranks`; `work` is the status's list of ranks, `device` a name where none was allocated."""
+    """The rows of `Snapshot.ranks`; `work` is the status's list of ranks, `device` the name for ended ranks."""
     processes, remote = run.processes(), run.remote_processes()
-    devices = ((processes["agent"].devices if "agent" in processes else "") or device).split(",")
     longest_s = max((rank["compute_s"] for rank in work), default=0.0) or 1.0
     rows = []
     for number in range(world_size):
@@ -93,7 +92,7 @@ def _rank_rows(run: Run, state: str, world_size: int, work: Sequence[dict[str, A
         if number < len(work):
             compute_s, memory_bytes = work[number]["compute_s"], work[number]["memory_bytes"]
             own = (f"{memory_bytes / 1e9:.2f} GB", f"busy {compute_s:.3f} s", "█" * round(10 * compute_s / longest_s))
-        rows.append((f"rank {number}", rank_state, devices[number % len(devices)], pid, *own))
+        rows.append((f"rank {number}", rank_state, process.devices if process else device, pid, *own))
     return tuple(rows)
 
 
@@ -173,13 +172,12 @@ class View:
     def _keep_up(self) -> None:
         while True:
             busy = self._busy()
-            over = self._closed.is_set() or (self.box is not None and self.box.comm is None)
+            over = self._closed.wait(UPDATE_S) or (self.box is not None and self.box.comm is None)
             alive = not over and self.update()
             with self._lock:    # a button that is pressed after this starts another thread
                 if over or not (busy or alive or self._busy()):
                     self._thread = None
                     return
-            self._closed.wait(UPDATE_S)
 
     def _busy(self) -> bool:
         return any(control.doing for control in self.controls)
