@@ -22,7 +22,7 @@ from ranks import free_port
 from tinylib import profiles
 from tinylib.config import GPTConfig
 from tinylib.launch import Run, runs
-from tinylib.launch.run import wait_until
+from tinylib.launch.stop import wait_until
 from tinylib.shards import build
 from tinylib.tokenizer import Tokenizer
 
@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium, suc
               pytest.mark.skipif(sys.platform != "linux", reason="looks for processes as Linux shows them")]
 
 NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "04_distributed_training.ipynb"
-AGAIN = "from tinylib.launch import attach\nfrom tinylib.widgets import dashboard\n\ndashboard(attach())"
+AGAIN = "from tinylib.launch import attach\n\nattach()"
 MODEL = GPTConfig(depth=6, dim=256, vocab_size=320, head_dim=64, seq_len=128)
 """Large enough for its 40 steps to last while a kernel starts anew."""
 SETTINGS = {"notebook-extension/tracker": {"windowingMode": "none"},    # every cell is in the page, also out of sight
@@ -185,28 +185,26 @@ def test_a_run_outlives_its_kernel_and_obeys_its_buttons(lab, page, tmp_path):
     cells = page.locator(".jp-Notebook .jp-CodeCell")
     watching, last = cells.filter(has_text="run.watch()").first, cells.last
     begin(page, cells.first, run_all)
-    first = int(shown(watching, r"running  step (\d+) of 40", 120)[1])
-    assert wait_until(lambda: int(shown(watching, r"step (\d+) of 40")[1]) > first, 60), "the line moves"
+    first = int(shown(watching, r"running\s+step (\d+) of 40", 120)[1])
+    assert wait_until(lambda: int(shown(watching, r"step (\d+) of 40")[1]) > first, 60), "the panel moves"
     assert watching.locator(".jp-Cell-outputArea img").count() == 1, "one picture"
 
     choose(page, "Kernel", "Restart Kernel…")
     page.locator(".jp-Dialog button").filter(has_text="Restart").click()
     run = Run(profiles.profile("smoke").runs / "untied")
-    assert len(ranks := run.directory.alive()) == 3
+    assert len(ranks := run.alive()) == 3
     assert len(pythons(tmp_path / "home")) >= 5, "the server, a kernel, torchrun and two ranks are seen"
     before = run.status()["step"]
-    assert wait_until(lambda: run.status()["step"] > before, 30) and run.directory.alive() == ranks, "it trains on"
+    assert wait_until(lambda: run.status()["step"] > before, 30) and run.alive() == ranks, "it trains on"
 
     begin(page, last, run_last)
     shown(last, r"untied: running\s+step \d+ of 40")
     assert shown(last, r"rank 0 +alive .*pid (\d+)")[1] == str(ranks["rank0"].pid), "the same processes"
-    began_s = time.monotonic()
     last.get_by_role("button", name="Stop", exact=True).click()
-    assert wait_until(lambda: run.state == "stopped" and not run.directory.alive(), 15), repr(run)
-    assert time.monotonic() - began_s < 12
+    assert wait_until(lambda: run.state == "stopped" and not run.alive(), 15), repr(run)
     shown(last, r"untied: stopped\s+step \d+ of 40")
     stopped_at = run.status()["step"]
-    assert before < stopped_at < 40 and run.directory.saved_steps()[-1] == stopped_at
+    assert before < stopped_at < 40 and run.saved_steps()[-1] == stopped_at
     assert not [line for line in pythons(tmp_path / "home") if "torch" in line or "tinylib" in line]
 
     resume = last.get_by_role("button", name="Resume", exact=True)
@@ -227,7 +225,7 @@ def test_a_run_outlives_its_kernel_and_obeys_its_buttons(lab, page, tmp_path):
 
     lab.end_kernels()
     open_notebook(page, lab)
-    shown(cells.filter(has_text="run.watch()").first, r"running  step \d+ of 40")
+    shown(cells.filter(has_text="run.watch()").first, r"running\s+step \d+ of 40")
     shown(cells.last, r"untied: finished\s+step 40 of 40")
     assert cells.last.locator(".jp-Cell-outputArea img").count() == 1
     cells.last.scroll_into_view_if_needed()

@@ -1,7 +1,7 @@
-"""Who has which device of this machine, so that two runs don't fight for one unless they were told to share it.
+"""Device allocation between runs: a run takes the first GPUs that are visible, and no two runs share one unasked.
 
-A run has the devices that its agent was given for as long as a process of it is alive: nothing has to be handed back,
-and a run that was killed holds nothing.  Launches decide one at a time, under a lock that the kernel releases.
+A run holds the devices that its pid files record for as long as one of its processes is alive, so a killed run holds
+nothing.  Launches check one at a time, under a file lock that the kernel releases with its process.
 """
 
 from __future__ import annotations
@@ -10,41 +10,27 @@ import os
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from tinylib import profiles
-from tinylib.config import ConfigError, DeviceKind
-from tinylib.launch.run import Run, runs
+from tinylib import profiles, rundir
+from tinylib.checks import ConfigError
+from tinylib.config import DeviceKind
 from tinylib.rundir import RunDirectory
 
-IfBusy = Literal["refuse", "queue", "share"]
 
-
-@dataclass(frozen=True)
-class Neighbour:
-    """Another run that is alive on this machine, and what it has, or waits for, of it."""
-
-    run: Run
-    devices: frozenset[str]
-    queued: bool = False
-    since_s: float = 0.0
-
-
-def machine(kind: DeviceKind = "auto") -> list[str]:
-    """The devices of this machine that a run on `kind` may take: one name a GPU that is visible, or "mps", or "cpu".
+def visible_devices(kind: DeviceKind = "auto") -> list[str]:
+    """Devices of this machine for a run on `kind`: "cuda:N" for each GPU in CUDA_VISIBLE_DEVICES, or "mps", or "cpu".
 
     Raises ConfigError where the machine has none of that kind.
 
-    >>> machine("cpu")
+    >>> visible_devices("cpu")
     ['cpu']
     """
     if kind == "cpu":
         return ["cpu"]
     import torch
 
-    count = torch.cuda.device_count() if kind != "mps" else 0    # takes hold of no device in this process
+    count = torch.cuda.device_count() if kind != "mps" else 0    # counts without initializing CUDA in this process
     if count:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         names = [name.strip() for name in visible if name.strip()] or [str(number) for number in range(count)]
@@ -54,57 +40,6 @@ def machine(kind: DeviceKind = "auto") -> list[str]:
     if kind != "auto":
         raise ConfigError("launch", [f'device={kind!r} is not on this machine: use "auto" or "cpu"'])
     return ["cpu"]
-
-
-def neighbours(own: RunDirectory, itself: bool = False) -> list[Neighbour]:
-    """The other live runs of this machine, of those in this home and beside `own`; `itself` counts `own` too."""
-    found = {run.directory.path: run for folder in _folders(own)
-             for run in runs(folder, deep=folder != own.path.parent)}
-    return [_neighbour(run) for path, run in found.items() if run.directory.alive() and (itself or path != own.path)]
-
-
-def _neighbour(run: Run) -> Neighbour:
-    directory = run.directory
-    here = [process for process in directory.processes().values() if process.host == platform.node()]
-    given = frozenset(device for process in here for device in process.devices.split(",") if device)
-    if not given:    # it waits for devices, or was begun by hand
-        written = directory.read_config()
-        kind, queued = machine(written["train"].get("device", "auto")), run.state == "queued"
-        used = kind if queued else kind[:written.get("world_size")]
-        return Neighbour(run, frozenset(used), queued, min((process.started_s for process in here), default=0.0))
-    return Neighbour(run, given)
-
-
-def choose(devices: Sequence[str], count: int, others: Sequence[Neighbour], share: bool = False,
-           since_s: float = float("inf")) -> tuple[list[str], list[Neighbour]]:
-    """`count` of the `devices` that none of the `others` has, or else those who are in the way.
-
-    A CPU is one device, however many processes use it.  Who waits for devices is in the way of those who came after
-    `since_s`; `share` takes free devices first, then any.
-
-    >>> choose(["cuda:0", "cuda:1"], 1, [Neighbour(Run("other"), frozenset(["cuda:0"]))])
-    (['cuda:1'], [])
-    """
-    in_the_way = [other for other in others if other.devices & set(devices)
-                  and not (other.queued and other.since_s >= since_s)]
-    taken = {device for other in in_the_way for device in other.devices}
-    free = [device for device in devices if device not in taken]
-    if share:
-        return (free + [device for device in devices if device in taken])[:count], []
-    return (free[:count], []) if len(free) >= count else ([], in_the_way)
-
-
-def refuse_busy(own: RunDirectory, count: int, busy: Sequence[Neighbour]) -> None:
-    """Raise ConfigError, with the ways out, if other runs are in the way."""
-    if not busy:
-        return
-    other = busy[0].run
-    what = "a CPU" if "cpu" in busy[0].devices else f"{count} GPU{'s' * (count > 1)}"
-    names = ", ".join(f"{neighbour.run.directory.name} ({neighbour.run.state})" for neighbour in busy)
-    raise ConfigError("launch", [
-        f"run={str(own.path)!r} needs {what} of this machine that other runs have: {names}. Wait for it with "
-        f"attach({str(other.directory.path)!r}).wait(), end it with .stop(), or pass if_busy=\"queue\" to start when "
-        'it is gone, or if_busy="share" to train beside it, both slower'])
 
 
 def environment(devices: Sequence[str]) -> dict[str, str]:
@@ -117,20 +52,43 @@ def environment(devices: Sequence[str]) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
 
 
+def raise_if_busy(own: RunDirectory, devices: Sequence[str], joins: bool = False) -> None:
+    """Raise ConfigError where a live run of this machine holds one of `devices`.
+
+    Runs are looked for in this home and beside `own`.  `own` itself counts where a second torchrun `joins` it on GPUs,
+    because NCCL takes one rank a GPU.
+    """
+    found = {run.path: run for folder in _folders(own) for run in rundir.runs(folder)}
+    itself = joins and devices[0].startswith("cuda")
+    for path, run in found.items():
+        taken = set(devices) & _held(run) if path != own.path or itself else set()
+        if taken:
+            raise ConfigError("launch", [
+                f"run_dir={str(own.path)!r} needs {', '.join(sorted(taken))} of this machine, which the run "
+                f"{str(path)!r} holds: wait for it with attach({str(path)!r}).wait(), end it with .stop(), show other "
+                "GPUs in CUDA_VISIBLE_DEVICES, or pass share=True to train beside it, both slower"])
+
+
+def _held(run: RunDirectory) -> set[str]:
+    """The devices of this machine that a run holds now."""
+    here = [process for process in run.processes().values() if process.host == platform.node()] if run.alive() else []
+    return {device for process in here for device in process.devices.split(",")} - {""}
+
+
 @contextmanager
-def alone(own: RunDirectory) -> Iterator[None]:
-    """While inside, no other launch into these folders looks at what is free, or starts anything."""
+def launch_lock(own: RunDirectory) -> Iterator[None]:
+    """File lock: inside, no other launch into these folders checks devices or starts a run."""
     import fcntl
 
     own.path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         for folder in _folders(own):
-            with suppress(OSError):    # no locks, or not our folder: two launches in one moment may miss each other
+            with suppress(OSError):    # a file system without locks, or a folder that only others may write
                 fcntl.flock(held.enter_context((folder / ".launching").open("w")), fcntl.LOCK_EX)
         yield
 
 
 def _folders(own: RunDirectory) -> list[Path]:
-    """Where runs are looked for, always in the same order: the runs of this home, and the folder that `own` is in."""
+    """The folders of runs, in one order for all launches: this home's and the one that `own` is in."""
     home = (profiles.home() / "runs").resolve()
     return sorted({own.path.parent, *([home] if home.is_dir() else [])})

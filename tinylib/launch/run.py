@@ -1,193 +1,159 @@
-"""A run directory and the processes that write it: `Run`, and how to find one."""
+"""`launch` starts a run; `Run` reads, follows, stops and resumes it from any process."""
 
 from __future__ import annotations
 
-import contextlib
-import html
 import os
-import shutil
-import signal
+import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Literal
 
-from tinylib import profiles
+from tinylib import checks, profiles, rundir
 from tinylib.config import TrainConfig, from_dict
+from tinylib.events import check_tensorboard
+from tinylib.launch import start, stop
+from tinylib.launch.devices import launch_lock, raise_if_busy, visible_devices
 from tinylib.launch.hints import hint
-from tinylib.launch.nodes import Spread, join_command
-from tinylib.launch.progress import FASTEST_S, Progress, Screen
-from tinylib.rundir import ENDED, Process, RunDirectory, State
+from tinylib.launch.start import LaunchSettings
+from tinylib.launch.stop import wait_until
+from tinylib.launch.view import UPDATE_S, View
+from tinylib.rundir import ENDED, RunDirectory, State, Summary
+from tinylib.shards import open_splits
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from tinylib.model import GPT
 
 
 class RunFailed(RuntimeError):
-    """A run failed; the message is what `Run.failure` says."""
+    """A run failed; the message is `Run.failure`'s."""
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows: the frames of the rank, not those of the cell that waited for it."""
-        return [f"{type(self).__name__}: {line}" if not number else line
-                for number, line in enumerate(str(self).splitlines())]
+        first, *rest = str(self).splitlines()
+        return [f"{type(self).__name__}: {first}", *rest]
 
 
 class RunStopped(RuntimeError):
-    """A run that was waited for was stopped before its last step."""
+    """A run was stopped before its last step, while something waited for its end."""
 
 
-class Run:
-    """A run directory and the processes that write it."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.directory = RunDirectory(Path(path).resolve())
+class Run(RunDirectory):
+    """A run directory and the processes that write it; shown in a notebook, a live view with buttons."""
 
     @property
     def state(self) -> State:
-        """What the status says, but "failed" as soon as one rank has recorded an error.
+        """The state in the status, but "failed" as soon as one rank has recorded an error.
 
-        Where a torchrun that may start the ranks again is still there, "restarting" stands for "failed" and "stopped".
+        "restarting" replaces "failed" and "stopped" while a torchrun is alive that may start the ranks again.
         """
         state: State = self.status()["state"]
         if state in ("finished", "lost"):
-            return "failed" if state == "lost" and self.directory.errors() else state
-        if self.directory.errors():
+            return "failed" if state == "lost" and self.errors() else state
+        if self.errors():
             state = "failed"
         return "restarting" if state in ENDED and self._may_restart() else state
 
-    def status(self) -> dict[str, Any]:
-        """The status that rank 0 last wrote."""
-        return self.directory.status()
-
-    def metrics(self, kind: Literal["step", "eval"] = "step") -> pd.DataFrame:
-        """One row a step, or an evaluation, indexed by step."""
-        return self.directory.metrics(kind)
-
     def log(self, rank: int | None = 0) -> str:
-        """What the process of `rank` printed; None asks for torchrun itself."""
-        file = self.directory.agent_log if rank is None else self.directory.log_file(rank)
+        """Output of the process of `rank`; None asks for torchrun's own."""
+        file = self.agent_log if rank is None else self.log_file(rank)
         return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
     def failure(self) -> str | None:
-        """Why the run failed, None if it didn't: the traceback of the rank that failed first, or the processes that
-        were killed and the last words of torchrun; and for the commonest causes a hint.
+        """Cause of a failure with a hint for the commonest ones; None if the run did not fail.
+
+        It is the traceback of the rank that failed first, else the killed processes and the end of the logs.
         """
         if self.state not in ("failed", "lost"):
             return None
-        name, errors, killed = self.directory.name, self.directory.errors(), self.directory.killed_ranks()
+        errors, killed = self.errors(), self.killed_ranks()
         if errors:
-            text = f"rank {errors[0]['rank']} of run {name}:\n{errors[0]['traceback'].rstrip()}"
+            text = f"rank {errors[0]['rank']} of run {self.name}:\n{errors[0]['traceback'].rstrip()}"
         else:
             who = ", ".join(f"{role} (pid {process.pid})" for role, process in killed.items())
-            what = f"{who} ended without a word, killed from outside" if who else "it ended, and no rank said why"
-            text = "\n".join([f"run {name}: {self.status().get('error', what)}", self._last_words()])
-        advice = hint(text)
+            what = f"{who} was killed from outside" if who else "it ended, and no rank recorded why"
+            text = "\n".join([f"run {self.name}: {self.status().get('error', what)}", self._end_of_logs()])
+        advice = hint(text, killed=bool(killed))
         return f"{text}\nhint: {advice}" if advice else text
 
     @property
     def join_command(self) -> str:
-        """What to run on each further machine of a run that was launched for several; ValueError for any other."""
-        spread = self._spread()
-        if spread is None or spread.most == 1:
-            raise ValueError(f"{self!r} is on one machine: for more, launch with nnodes and rdzv_endpoint")
-        return join_command(spread, self.directory)
+        """Shell command for each further machine; UserError for a run that was not launched on several."""
+        settings = self._settings()
+        if settings is None or settings.nnodes == 1:
+            raise checks.UserError(f"{self!r} is on one machine: for more, launch with nnodes and rdzv_endpoint")
+        return start.join_command(settings, self)
 
-    def model(self) -> GPT:
-        """The model of the newest checkpoint, on the CPU."""
+    def model(self, device: str = "cpu") -> GPT:
+        """The model of the newest checkpoint."""
         from tinylib.checkpoint import load_model
 
-        return load_model(self.directory.checkpoint())
+        return load_model(self.checkpoint(), device)
 
-    def watch(self, every_s: float = 1.0) -> None:
-        """Show the progress in the cell until the run has ended, at most twice a second; raises RunFailed.
+    def watch(self) -> None:
+        """Show the live view in this cell, or a status line in a terminal, until the run has ended.
 
-        In a notebook with the loss curve, in a terminal as one line.  Interrupting the cell leaves the training alone.
+        Raises RunFailed.  Interrupting the cell leaves the training alone.
         """
-        screen, progress = Screen(self.directory.name), Progress(self.directory)
+        view = View([self])
+        view.show()
         try:
-            for _ in self._until_ended(max(FASTEST_S, every_s)):
-                screen.show(progress, self.state, self.status().get("ranks", ()))
+            for _ in self._until_ended(UPDATE_S):
+                view.update()
         finally:
-            screen.show(progress, self.state, self.status().get("ranks", ()), last=True)
+            view.update(last=True)
+            view.follow()    # for Resume, or for what goes on after an interrupt
 
-    def wait(self, timeout_s: float | None = None) -> dict[str, Any]:
+    def wait(self, timeout_s: float | None = None) -> Summary:
         """The summary of the run, once it has finished and its processes are gone.
 
-        Raises RunFailed, RunStopped, or TimeoutError when `timeout_s` have passed; none of these, and no interrupt
-        of the cell, touches the training.
+        Raises RunFailed, RunStopped, or TimeoutError after `timeout_s`; none of these, and no interrupt of the cell,
+        touches the training.
         """
         started_s = time.monotonic()
         for _ in self._until_ended(0.2):
             if timeout_s is not None and time.monotonic() - started_s > timeout_s:
                 raise TimeoutError(f"{self!r} has not ended after timeout_s={timeout_s:g}: wait longer, or run.stop()")
-        summary = self.directory.summary()
+        summary = self.summary()
         if self.state == "stopped" or summary is None:
             raise RunStopped(f"{self!r}: run.resume() goes on from there")
         return summary
 
     def stop(self, timeout_s: float = 10.0) -> None:
-        """Ask every rank to save and exit; end by force what is left after `timeout_s` and one micro-batch.
+        """SIGTERM to every rank, which saves and exits; SIGKILL to what is left after `timeout_s` and one micro-batch.
 
-        The step at hand is left undone.  Returns when no process of the run is left on this machine; those on other
-        machines, told by these, end too.  Raises ValueError where all of them are elsewhere.
+        The current step is dropped.  Returns when no process of the run is left on this machine; ranks on other
+        machines stop with these.  Raises UserError where all of them are on other machines.
         """
-        if not self.directory.alive() and self.status()["state"] not in ENDED:
-            hosts = ", ".join(sorted({process.host for process in self.directory.remote_processes().values()}))
-            raise ValueError(f"{self!r} has no process on this machine: stop it on {hosts}")
-        ranks = [process for role, process in self.directory.alive().items() if not role.startswith("agent")]
-        family = _family(self.directory)
-        for process in ranks:
-            _signal(process, signal.SIGTERM)
-        if ranks:
-            # torchrun ends by itself once all its ranks have.
-            wait_until(lambda: not self.directory.alive(), timeout_s + self._micro_batch_s())
-        for role, process in self.directory.alive().items():
-            if role.startswith("agent"):    # halted, it starts no further rank while its family is counted
-                _signal(process, signal.SIGSTOP)
-        family += _family(self.directory)
-        for process in family:
-            _signal(process, signal.SIGKILL)
-        wait_until(lambda: not any(process.alive() for process in family), 10.0)
-        if self.directory.status()["state"] == "lost":
-            self.directory.write_status("stopped", detail="ended before it could save: resume goes on from the newest "
-                                        "checkpoint, if there is one")
+        if not self.alive() and self.status()["state"] not in ENDED:
+            hosts = ", ".join(sorted({process.host for process in self.remote_processes().values()}))
+            raise checks.UserError(f"{self!r} has no process on this machine: stop it on {hosts}")
+        stop.stop(self, timeout_s)
 
-    def resume(self, nproc_per_node: int | Literal["auto"] | None = None,
-               if_busy: Literal["refuse", "queue", "share"] = "refuse") -> Run:
+    def resume(self, nproc_per_node: int | Literal["auto"] | None = None, share: bool = False) -> Run:
         """Go on from the newest checkpoint, on as many processes as before or on `nproc_per_node`; see `launch`.
 
-        Raises ValueError if the run has finished.
+        Raises UserError if the run has finished.
         """
         if self.state == "finished":
-            raise ValueError(f"{self!r} has taken all its steps: start a new run for more of them")
-        # `start` needs this class, so it can't be imported on top.
-        from tinylib.launch.start import launch
-
-        written = self.directory.read_config()
-        config = replace(from_dict(TrainConfig, written["train"]), run_dir=str(self.directory.path))
-        spread = self._spread() or Spread(written["world_size"])
-        return launch(config, nproc_per_node or spread.nproc_per_node, resume=True, if_busy=if_busy,
-                      nnodes=(spread.least, spread.most), rdzv_endpoint=spread.rdzv_endpoint,
-                      max_restarts=spread.max_restarts)
+            raise checks.UserError(f"{self!r} has taken all its steps: start a new run for more of them")
+        written = self.read_config()
+        config = replace(from_dict(TrainConfig, written["train"]), run_dir=str(self.path))
+        settings = asdict(self._settings() or LaunchSettings(written["world_size"]))
+        return launch(config, **settings | ({"nproc_per_node": nproc_per_node} if nproc_per_node else {}),
+                      resume=True, share=share)
 
     def remove(self) -> None:
-        """Delete the run directory; raises ValueError while a process of the run is alive."""
-        refuse_alive(self.directory)
-        if self.directory.path.is_dir():
-            shutil.rmtree(self.directory.path)
+        """Delete the run directory; raises UserError while a process of the run is alive."""
+        start.remove(self)
 
     def __repr__(self) -> str:
         status = self.status()
         place = f", step {status['step']} of {status['steps']}" if "step" in status and "steps" in status else ""
-        return f"Run({self.directory.name}, {self.state}{place})"
+        return f"Run({self.name}, {self.state}{place})"
 
-    def _repr_html_(self) -> str:
-        path, home = self.directory.path, profiles.home().resolve()
-        place = path.relative_to(home) if path.is_relative_to(home) else path.name
-        return f"<code>{html.escape(repr(self))}</code> <small>{html.escape(str(place))}</small>"
+    def _ipython_display_(self) -> None:
+        show(self)
 
     def _until_ended(self, every_s: float) -> Iterator[None]:
         """Yield every `every_s` seconds until the run has ended and its processes are gone; raises RunFailed."""
@@ -195,103 +161,108 @@ class Run:
         while True:
             state = self.state
             if state in ("failed", "lost"):
-                raise self._failure()
+                # The rank that failed drags others down: once they have recorded it too, the earliest is the cause.
+                wait_until(lambda: not self.alive(), 5.0)
+                raise RunFailed(self.failure())
             if state in ENDED:
                 ended_s = ended_s or time.monotonic()
-                if not self.directory.alive() or time.monotonic() - ended_s > 15:
+                if not self.alive() or time.monotonic() - ended_s > 15:
                     return
             yield
-            time.sleep(every_s if state not in ENDED else 0.1)
+            time.sleep(every_s)
 
-    def _failure(self) -> RunFailed:
-        # The rank that failed drags others down: let them record it too, then blame the first.
-        wait_until(lambda: not self.directory.alive(), 5.0)
-        return RunFailed(self.failure())
-
-    def _spread(self) -> Spread | None:
-        """How the run was launched; None if it was begun by hand."""
-        facts = self.directory.read_config().get("launch")
-        return Spread(**facts) if facts else None
+    def _settings(self) -> LaunchSettings | None:
+        """The settings of the launch; None for a run that was begun by hand."""
+        settings = self.read_config().get("launch")
+        return LaunchSettings(**settings) if settings else None
 
     def _may_restart(self) -> bool:
-        """Whether a torchrun lives that starts the ranks again after a failure, or with other machines."""
-        agents = [role for role in self.directory.alive() | self.directory.remote_processes() if role.startswith("agent")]
-        spread = self._spread() if agents else None
-        return spread is not None and spread.restarts
+        """Whether a torchrun is alive that starts the ranks again after a failure."""
+        agents = [role for role in self.alive() | self.remote_processes() if role.startswith("agent")]
+        settings = self._settings() if agents else None
+        return settings is not None and settings.max_restarts > 0
 
-    def _last_words(self, lines: int = 40) -> str:
+    def _end_of_logs(self, lines: int = 40) -> str:
         """The end of the first log with a traceback, else of torchrun's own."""
-        files = (*sorted(self.directory.logs.glob("rank*.log")), *sorted(self.directory.logs.glob("agent*.log")))
+        files = (*sorted(self.logs.glob("rank*.log")), *sorted(self.logs.glob("agent*.log")))
         texts = [file.read_text(encoding="utf-8", errors="replace") for file in files]
         text = next((text for text in texts if "Traceback" in text), texts[-1] if texts else "nothing was printed")
         return "\n".join(text.splitlines()[-lines:])
 
-    def _micro_batch_s(self) -> float:
-        step, header = self.directory.last("step"), self.directory.last("header")
-        return float(step["dt_s"]) / header["accumulation"] if step and header else 0.0
 
+def launch(config: TrainConfig, nproc_per_node: int | Literal["auto"] = "auto", *, resume: bool = False,
+           replace_ended: bool = False, share: bool = False, max_restarts: int = 0, nnodes: int = 1,
+           rdzv_endpoint: str | None = None) -> Run:
+    """Start `config` under torchrun, detached in a process session of its own, and return at once.
 
-def attach(path: str | os.PathLike[str] | None = None) -> Run:
-    """The run at `path`, from any notebook or program; a bare name is looked up among the profile's runs.
+    "auto" means one process per GPU; without a GPU one process, which by itself uses every core.  The run takes the
+    first `nproc_per_node` GPUs in CUDA_VISIBLE_DEVICES; `share` trains on devices that another run holds, both slower.
+    `resume` goes on from the newest checkpoint; `replace_ended` first removes an earlier run of that directory, unless
+    it is still running.  torchrun starts all ranks again after a failure, up to `max_restarts` times.
 
-    Without a path, the run of this profile that was started last.  Raises FileNotFoundError if there is none.
+    On `nnodes` machines, which share the run directory, `launch` with the same arguments on each, or `join_command` of
+    the first one's run on the others.  They meet at `rdzv_endpoint`, host:port.
+
+    Validates first: ConfigError for a batch that doesn't split or a device that another run holds, FileNotFoundError
+    for missing shards, UserError for shards of another vocabulary or a live run, FileExistsError for a taken folder.
     """
-    if path is None:
-        started = runs(profiles.profile().runs)
-        if not started:
-            raise FileNotFoundError(f"no run in {profiles.profile().runs}: launch one, or attach(path)")
-        return started[-1]
-    run = Run(path if RunDirectory(path).exists() else profiles.profile().runs / path)
-    if not run.directory.exists():
-        raise FileNotFoundError(f"path={str(path)!r} is no run directory: "
-                                f"there are {[run.directory.name for run in runs(profiles.profile().runs)]}")
+    if sys.platform == "win32":
+        raise OSError("launch needs POSIX sessions and signals: on Windows use tinylib.train.train(config), or WSL")
+    config = start.absolute(config)
+    run, there = Run(config.run_dir), visible_devices(config.device)
+    settings = LaunchSettings(start.gpus_or_one(there, nproc_per_node), nnodes, rdzv_endpoint, max_restarts)
+    checks.raise_if("launch", [settings.endpoint_problem(), settings.batch_problem(config)])
+    check_tensorboard(config)
+    open_splits(config.data, config.model.vocab_size)
+    given = there[:settings.nproc_per_node]
+    with launch_lock(run):
+        joins = _joins(run, config, settings)
+        if not share:
+            raise_if_busy(run, given, joins)
+        if not joins:
+            start.prepare(run, resume, replace_ended)
+            run.write_config(config, settings.world_size, launch=asdict(settings))
+        start.start(settings, run, resume, given)
+    if nnodes > 1 and not joins:
+        print(f"on each further machine: {run.join_command}")
     return run
 
 
-def runs(folder: str | os.PathLike[str], deep: bool = True) -> list[Run]:
-    """The runs in `folder` and, if `deep`, in the folders in it; the one started last at the end."""
-    paths = [path for pattern in (("*", "*/*") if deep else ("*",)) for path in Path(folder).glob(pattern)]
-    found = [RunDirectory(path) for path in paths if path.is_dir() and os.access(path, os.R_OK | os.X_OK)]
-    found = [directory for directory in found if directory.exists()]
-    return [Run(directory.path) for directory in sorted(found, key=lambda found: found.config.stat().st_mtime)]
-
-
-def refuse_alive(directory: RunDirectory) -> None:
-    """Raise ValueError while a process of the run is alive, or may be on another machine."""
-    alive = directory.alive()
-    if not alive and directory.status()["state"] not in ENDED:
-        alive = directory.remote_processes()
-    if alive:
-        pids = ", ".join(f"{role} {process.pid} on {process.host}" for role, process in alive.items())
-        name = str(directory.path)
-        raise ValueError(f"run={name!r} still runs ({pids}): follow it with attach({name!r}), "
-                         f"end it with attach({name!r}).stop(), or choose another run directory")
-
-
-def _family(directory: RunDirectory) -> list[Process]:
-    """The processes of a run that are alive, and all their descendants."""
-    import psutil
-
-    found: list[Process] = []
-    for process in directory.alive().values():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-            found += [Process(member.pid, member.create_time()) for member in tree]
-    return found
-
-
-def _signal(process: Process, number: signal.Signals) -> None:
-    """Send a signal to this very process, if it is still there."""
-    if process.alive():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, number)
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
-    """Whether `condition` came true in time."""
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline_s:
-            return False
-        time.sleep(0.05)
+def _joins(run: Run, config: TrainConfig, settings: LaunchSettings) -> bool:
+    """Whether another machine has begun this very run; ConfigError if it did with other settings."""
+    if settings.nnodes == 1 or not run.exists() or run.state in ENDED:
+        return False
+    written = run.read_config()
+    there, here = written["train"] | written.get("launch", {}), rundir.plain(config) | asdict(settings)
+    checks.raise_if("launch", [f"{name} is {there.get(name)!r} on the machine that began this run, and {here[name]!r} "
+                               "here: call launch with the same on all"
+                               for name in here if there.get(name) != here[name]])
     return True
+
+
+def attach(name: str | os.PathLike[str] | None = None) -> Run:
+    """The run at a path or by its name, from any notebook or program; `tinylib.rundir.find_run` names the errors.
+
+    Without a name, the run of this profile that was started last.  Raises FileNotFoundError if there is none.
+    """
+    if name is not None:
+        return Run(rundir.find_run(name).path)
+    started = rundir.runs(profiles.profile().runs)
+    if not started:
+        raise FileNotFoundError(f"no run in {profiles.profile().runs}: launch one, or attach(name)")
+    return Run(started[-1].path)
+
+
+def runs(folder: str | os.PathLike[str] | None = None) -> list[Run]:
+    """The runs in `folder` and in the folders in it, by default the home's, the one started last at the end."""
+    return [Run(found.path) for found in rundir.runs(folder)]
+
+
+def show(*runs: Run) -> None:
+    """Show one live view of several runs, side by side, in this cell; raises ConfigError for anything but a Run."""
+    checks.raise_if("show", [f"run={run!r} is not a Run: use launch(...) or attach(name)" for run in runs
+                             if not isinstance(run, Run)] or ([] if runs else ["no run was given: use show(attach())"]))
+    view = View(runs)
+    view.show()
+    view.update(last=True)
+    view.follow()

@@ -1,165 +1,172 @@
-"""`launch`: what can be checked first, then torchrun in a process session of its own."""
+"""The torchrun command of a run, its environment, and its start as a detached process."""
 
 from __future__ import annotations
 
 import itertools
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal
 
 from tinylib import checks, hardware
-from tinylib.config import ConfigError, TrainConfig
-from tinylib.events import check_tensorboard
+from tinylib.config import TrainConfig, batch_problem
 from tinylib.launch import devices
-from tinylib.launch.devices import IfBusy
-from tinylib.launch.nodes import MEET_ANEW, Spread, slurm
-from tinylib.launch.run import Run, refuse_alive
-from tinylib.rundir import ENDED, Process, RunDirectory, plain
-from tinylib.shards import open_splits
+from tinylib.rundir import ENDED, Process, RunDirectory
 
+RANK_VARIABLES = {
+    "TINYLIB_LAUNCHED": "1",    # ranks write their own logs, and config.json is written already
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}    # rank 0 hosts a new store at each start; torchrun's own can't restart
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE",
                       "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT")
 TORCHRUN_PREFIXES = ("TORCHELASTIC_", "PET_")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-def launch(config: TrainConfig, nproc_per_node: int | Literal["auto"] = "auto", *, resume: bool = False,
-           replace_ended: bool = False, if_busy: IfBusy = "refuse", max_restarts: int | None = None,
-           nnodes: int | str | tuple[int, int] = 1, rdzv_endpoint: str | None = None) -> Run:
-    """Start `config` under torchrun in a process session of its own; returns in well under two seconds.
+@dataclass(frozen=True)
+class LaunchSettings:
+    """Processes on a machine, machines, and how often torchrun may restart; the `launch` entry of config.json.
 
-    "auto" means one process per GPU; without a GPU one process, which by itself already uses every core.
-    `resume` goes on from the newest checkpoint; `replace_ended` first removes an earlier run of that directory, unless
-    it is still running.  `if_busy` says what to do where other runs have the devices: "refuse" raises ConfigError,
-    "queue" starts when they are gone, and returns at once all the same, "share" trains beside them.  On GPUs, runs get
-    devices of their own as long as there are enough.  After a failure torchrun starts all processes again, from the
-    newest checkpoint, up to `max_restarts` times (None: 3 times where the number of machines may change, else never).
-
-    Several machines share the run directory: `launch` with the same arguments on each, or `join_command` of the first
-    one's run on the others.  They meet at `rdzv_endpoint`, host:port, in a store that the machine of that name holds.
-    `nnodes=2` waits for two machines; "1:2", or (1, 2), goes on with either number of them.
-
-    What can be is checked first: ConfigError for a batch that doesn't divide among the processes, FileNotFoundError for
-    missing shards, ValueError for shards of another vocabulary or a live run, FileExistsError for a taken folder.
+    >>> LaunchSettings(nproc_per_node=8, nnodes=2, rdzv_endpoint="node1:29400").world_size
+    16
     """
-    config, run = _placed(config)
-    there = devices.machine(config.device)
-    spread = Spread.of(_processes(there, nproc_per_node), nnodes, rdzv_endpoint, max_restarts)
-    _check_ways(if_busy, spread)
-    spread.check_batch(config)
-    open_splits(config.data, config.model.vocab_size)
-    check_tensorboard(config)
-    count = 1 if there[0] in ("cpu", "mps") else spread.nproc_per_node
-    with devices.alone(run.directory):
-        joins = _joins(run, config, spread)
-        others = devices.neighbours(run.directory, itself=joins and there[0].startswith("cuda"))
-        given, busy = devices.choose(there, count, others, if_busy == "share")
-        if if_busy == "refuse":
-            devices.refuse_busy(run.directory, count, busy)
-        if not joins:
-            facts = {"train": plain(config), "world_size": spread.worlds[-1], "launch": spread.facts()}
-            _prepare(run, facts, resume, replace_ended)
-        _start(run.directory, spread, resume, given, count)
-    if spread.most > 1 and not joins:
-        print(f"on each further machine: {run.join_command}")
-    return run
+
+    nproc_per_node: int
+    nnodes: int = 1
+    rdzv_endpoint: str | None = None
+    """Host and port at which the machines meet; None on one machine."""
+    max_restarts: int = 0
+    """How often torchrun starts all ranks again after a failure, from the newest checkpoint."""
+
+    def __post_init__(self) -> None:
+        least = {"nproc_per_node": 1, "nnodes": 1, "max_restarts": 0}
+        checks.raise_if("launch", [checks.check_int(name, getattr(self, name), low) for name, low in least.items()])
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return self.nproc_per_node * self.nnodes
+
+    def batch_problem(self, config: TrainConfig) -> str | None:
+        """The problem with a batch that doesn't split into whole micro-batches on every process, else None."""
+        return batch_problem(config.total_batch_size, config.device_batch_size, config.model.seq_len, self.world_size)
+
+    def endpoint_problem(self) -> str | None:
+        """The problem with the address at which the machines meet, else None."""
+        endpoint = self.rdzv_endpoint
+        if self.nnodes == 1:
+            return endpoint and f"rdzv_endpoint={endpoint!r} is for several machines: leave it out, or set nnodes"
+        found = re.fullmatch(r"(\[[0-9a-f:]+\]|[^\s:]+):(\d+)", endpoint or "")
+        if found and 0 < int(found[2]) < 65536:
+            return None
+        return (f"rdzv_endpoint={endpoint!r} is not an address for {self.nnodes} machines to meet at: use host:port, a "
+                "host that all of them reach and a free port there, such as node1:29400")
 
 
-def _placed(config: TrainConfig) -> tuple[TrainConfig, Run]:
-    """The configuration with whole paths, which mean the same wherever a process begins, and its run."""
-    run = Run(config.run_dir)
-    return replace(config, run_dir=str(run.directory.path), data=str(Path(config.data).resolve())), run
-
-
-def _processes(there: list[str], nproc_per_node: int | Literal["auto"]) -> int:
-    """How many processes a machine with these devices is to run."""
+def gpus_or_one(there: Sequence[str], nproc_per_node: int | Literal["auto"]) -> int:
+    """The number of processes on a machine with these devices; "auto" is one per GPU, and one without a GPU."""
     gpus = len(there) if there[0].startswith("cuda") else 0
     if nproc_per_node == "auto":
         return max(1, gpus)
     problem = checks.check_int("nproc_per_node", nproc_per_node)
-    checks.raise_if("launch", [problem and f'{problem}, or "auto"'])
-    if gpus and nproc_per_node > gpus:
-        raise ConfigError("launch", [f"nproc_per_node={nproc_per_node} is more than this machine's GPUs: "
-                                     f'use {gpus} or fewer, or device="cpu"'])
+    if problem:
+        problem += ', or "auto"'
+    elif gpus and nproc_per_node > gpus:
+        problem = (f"nproc_per_node={nproc_per_node} is more than the GPUs that are visible: use {gpus} or fewer, or "
+                   'device="cpu"')
+    checks.raise_if("launch", [problem])
     return nproc_per_node
 
 
-def _check_ways(if_busy: str, spread: Spread) -> None:
-    if sys.platform == "win32":
-        raise OSError("launch needs POSIX sessions and signals: on Windows use tinylib.train.train(config), or WSL")
-    problem = checks.check_choice("if_busy", if_busy, get_args(IfBusy))
-    if if_busy == "queue" and spread.most > 1:
-        problem = ('if_busy="queue" is for one machine: of several, each could wait for the devices that another run '
-                   'has only there; use "refuse" or "share"')
-    checks.raise_if("launch", [problem])
+def raise_if_alive(directory: RunDirectory) -> None:
+    """Raise UserError while a process of the run is alive here or, as far as is known, on another machine."""
+    alive = directory.alive()
+    if not alive and directory.status()["state"] not in ENDED:
+        alive = directory.remote_processes()
+    if alive:
+        pids = ", ".join(f"{role} {process.pid} on {process.host}" for role, process in alive.items())
+        name = str(directory.path)
+        raise checks.UserError(f"run_dir={name!r} still runs ({pids}): follow it with attach({name!r}), "
+                               f"end it with attach({name!r}).stop(), or choose another run directory")
 
 
-def _joins(run: Run, config: TrainConfig, spread: Spread) -> bool:
-    """Whether another machine has begun this very run; ConfigError if it is under way, but with other settings."""
-    if spread.most == 1 or not run.directory.exists() or run.state in ENDED:
-        return False
-    written = run.directory.read_config()
-    there, here = written["train"] | written.get("launch", {}), plain(config) | spread.facts()
-    checks.raise_if("launch", [f"{name} is {there.get(name)!r} on the machine that began this run, and {here[name]!r} "
-                            "here: call launch with the same on all" for name in here if there.get(name) != here[name]])
-    return True
-
-
-def _prepare(run: Run, facts: dict[str, Any], resume: bool = False, replace_ended: bool = False) -> None:
-    """Make the run directory, with `facts` as its config.json, ready for a start; ValueError or FileExistsError."""
-    directory = run.directory
-    refuse_alive(directory)
+def prepare(directory: RunDirectory, resume: bool = False, replace_ended: bool = False) -> None:
+    """Check that a run may start in `directory`, and remove what an earlier start left."""
+    raise_if_alive(directory)
     if resume:
         directory.read_config()
     elif directory.exists() and replace_ended:
-        run.remove()
+        remove(directory)
     elif directory.path.exists() and any(directory.path.iterdir()):
-        raise FileExistsError(f"run={str(directory.path)!r} is taken: choose another run directory, or pass "
+        raise FileExistsError(f"run_dir={str(directory.path)!r} is taken: choose another run directory, or pass "
                               "resume=True to go on from its newest checkpoint, or replace_ended=True to start afresh")
-    directory.create(facts)
+    directory.create()
     directory.forget_start()
 
 
-def write_slurm(config: TrainConfig, file: str | os.PathLike[str], nproc_per_node: int,
-                nnodes: int | str | tuple[int, int] = 1, *, max_restarts: int | None = None) -> str:
-    """Write to `file` a batch file for Slurm that trains `config` under `srun torchrun`, and return its text.
+def remove(directory: RunDirectory) -> None:
+    """Delete the run; raises UserError while a process of it is alive."""
+    raise_if_alive(directory)
+    if directory.path.is_dir():
+        shutil.rmtree(directory.path)
 
-    The run directory is made now, with config.json, which every process reads; `launch` names the errors.
+
+def torchrun(settings: LaunchSettings, directory: RunDirectory, resume: bool) -> list[str]:
+    """The command that starts one machine's ranks.
+
+    On several machines every start resumes, the first one from step 0, because all of them run the same command.
     """
-    config, run = _placed(config)
-    text = slurm(config, nproc_per_node, nnodes, max_restarts)
-    open_splits(config.data, config.model.vocab_size)
-    with devices.alone(run.directory):
-        _prepare(run, {"train": plain(config), "world_size": nproc_per_node})
-    Path(file).write_text(text, encoding="utf-8")
-    run.directory.write_status("stopped", detail=f"not begun yet: sbatch {file}")
-    return text
+    where = ["--standalone", "--local-addr", "127.0.0.1"]
+    if settings.nnodes > 1:
+        endpoint = str(settings.rdzv_endpoint)
+        # Where all machines are this one, its own name may not resolve.
+        local = ["--local-addr", "127.0.0.1"] if endpoint.rpartition(":")[0] in LOOPBACK else []
+        where = ["--nnodes", str(settings.nnodes), "--rdzv-backend", "c10d", "--rdzv-id", directory.name,
+                 "--rdzv-endpoint", endpoint, *local]
+    return [sys.executable, "-m", "torch.distributed.run", *where, "--nproc-per-node", str(settings.nproc_per_node),
+            "--max-restarts", str(settings.max_restarts), "--log-dir", str(directory.logs / "torchrun"),
+            *train_command(directory, resume or settings.nnodes > 1)]
 
 
-def _start(directory: RunDirectory, spread: Spread, resume: bool, given: Sequence[str], count: int) -> None:
-    """Start torchrun on the devices that the run was `given`, or what waits for `count` of them."""
+def join_command(settings: LaunchSettings, directory: RunDirectory) -> str:
+    """The shell command by which a further machine joins the run; it shares the run directory."""
+    return shlex.join(["env", *map("=".join, RANK_VARIABLES.items()), *torchrun(settings, directory, resume=True)])
+
+
+def start(settings: LaunchSettings, directory: RunDirectory, resume: bool, given: Sequence[str]) -> None:
+    """Start torchrun detached, on the devices `given`, and record its process with them."""
     recorded, names = directory.processes(), itertools.chain(["agent"], map("agent{}".format, itertools.count(2)))
     role = next(name for name in names if name not in recorded or recorded[name].gone())
-    command = spread.torchrun(directory, resume)
-    if not given:
-        command = [sys.executable, "-m", "tinylib.launch.waiting", str(directory.path), str(count), *command]
-        directory.write_status("queued")
-    variables = _environment(spread.nproc_per_node) | devices.environment(given)
     with (directory.logs / f"{role}.log").open("ab") as log:
-        agent = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                                 start_new_session=True, env=variables | (MEET_ANEW if spread.most > 1 else {}))
+        agent = subprocess.Popen(torchrun(settings, directory, resume), stdin=subprocess.DEVNULL, stdout=log,
+                                 stderr=subprocess.STDOUT, start_new_session=True,
+                                 env=_environment(settings.nproc_per_node) | devices.environment(given))
     directory.write_pid(role, replace(Process.of(agent.pid), devices=",".join(given)))
-    # Whoever started a process must collect its exit, or it stays as a zombie for as long as the kernel lives.
+    # A child whose exit nobody collects stays as a zombie for as long as the kernel lives.
     threading.Thread(target=agent.wait, name=f"reap {agent.pid}", daemon=True).start()
 
 
+def absolute(config: TrainConfig) -> TrainConfig:
+    """The configuration with absolute paths, which are the same wherever a process starts."""
+    paths = {name: str(Path(path).resolve()) for name in ("run_dir", "data", "init_from")
+             if (path := getattr(config, name)) is not None}
+    return replace(config, **paths)
+
+
+def train_command(directory: RunDirectory, resume: bool) -> list[str]:
+    """The arguments of Python for every rank."""
+    return ["-m", "tinylib", "train", "--config", str(directory.config_file), *(["--resume"] if resume else [])]
+
+
 def _environment(processes: int) -> dict[str, str]:
-    """This process's variables without those of a torchrun around it, and with this machine's cores shared out."""
+    """This process's variables without those of a torchrun around it, with the cores divided among `processes`."""
     kept = {name: value for name, value in os.environ.items()
             if name not in TORCHRUN_VARIABLES and not name.startswith(TORCHRUN_PREFIXES)}
-    return kept | {"OMP_NUM_THREADS": str(max(1, hardware.cores() // processes)), "PYTHONUNBUFFERED": "1",
-                   "TINYLIB_RANK_LOGS": "1"}
+    threads = str(max(1, hardware.cores() // processes))
+    return kept | {"OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"} | RANK_VARIABLES

@@ -17,11 +17,11 @@ from tinylib.plots.model import attention, distance_only, gradients, losses_by_s
 from tinylib.plots.planning import iso_flop, memory_parts, time_against_mfu
 from tinylib.plots.style import PALETTE, PARTS, Figure, canvas, footnote, human, style
 from tinylib.plots.text import compression_curve, cost_of_text, price_by_kind, token_lengths
-from tinylib.plots.training import LiveCurves, rank_rows, training_curves
+from tinylib.plots.training import rank_rows, training_curves
 from tinylib.plots.tying import paired_differences, rate_curves, tied_start
 
 __all__ = [
-    "PALETTE", "PARTS", "Figure", "LiveCurves", "attention", "canvas", "compression_curve", "compute_split",
+    "PALETTE", "PARTS", "Figure", "attention", "canvas", "compression_curve", "compute_split",
     "cost_of_text", "depth_width_plane", "distance_only", "document_scatter", "footnote", "gradients", "human",
     "iso_flop", "layer_profile", "losses_by_step", "memory_parts", "paired_differences", "parameter_split",
     "price_by_kind", "race", "rank_rows", "rate_curves", "search_map", "singular_values", "softcap", "style",

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from tinylib.plots.style import CURVES, PALETTE, Figure, canvas, footnote, packed, style
+from tinylib.plots.style import CURVES, PALETTE, Figure, canvas, footnote, style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,60 +70,6 @@ def training_curves(runs: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], note:
     if note:
         footnote(figure, note)
     return figure
-
-
-class LiveCurves:
-    """The curves of runs that go on: a figure that is made once and given new points.
-
-    That takes a third of the time of a new figure; and it reads and sets nothing global, so a thread may draw while
-    the notebook draws something else.  Only a single run shows each point behind the mean: several would be a cloud,
-    and large.
-    """
-
-    @style()
-    def __init__(self, names: Sequence[str]) -> None:
-        self.figure, axes = canvas(columns=2, height_in=2.5)
-        self.axes: tuple[Axes, Axes] = tuple(axes)
-        self.figure.set_layout_engine("none")    # it measures every text each time
-        left, right = self.axes
-        self._each = len(names) == 1
-        left.set_position((0.075, 0.2, 0.4, 0.68))
-        right.set_position((0.585, 0.2, 0.4, 0.68))
-        _name_axes(left, right)
-        self._lines = [(left.plot([], [], color=colour, **_FAINT)[0],
-                        left.plot([], [], color=colour, markersize=4)[0],
-                        right.plot([], [], "o-", color=colour, markersize=4)[0])
-                       for _, colour in zip(names, itertools.cycle(_COLOURS), strict=False)]
-        legend = left.legend([line for _, line, _ in self._lines], names, loc="upper right")
-        for text in legend.get_texts():
-            text.set_parse_math(False)    # a name may hold dollars
-        for one in self.axes:    # else ticks that are needed later would look as the style of that moment says
-            one.tick_params(labelsize=9, grid_color="#DDDDDD", grid_linewidth=0.6)
-            one.yaxis.label.set_size(9)
-
-    def png(self, runs: Sequence[tuple[pd.Series, pd.Series]]) -> bytes:
-        """The picture: of each run the losses and the bits per byte, each indexed by step, in the order of the names.
-
-        Both may still be empty.
-        """
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from PIL import Image  # matplotlib brings it along
-
-        for (faint, smooth, judged), (losses, scores) in zip(self._lines, runs, strict=True):
-            if self._each:
-                faint.set_data(losses.index, losses)
-            smooth.set_data(losses.index, _smooth(losses))
-            smooth.set_marker("o" if len(losses) == 1 else "")    # a line of one point is nothing
-            judged.set_data(scores.index, scores)
-        self.axes[1].set_visible(any(len(scores) for _, scores in runs))
-        longest = max((losses.index[-1] for losses, _ in runs if len(losses)), default=1)
-        for one in self.axes:
-            one.set_xlim(0, 1.02 * longest)
-            one.relim()
-            one.autoscale_view(scalex=False)
-        drawn = FigureCanvasAgg(self.figure)
-        drawn.draw()
-        return packed(Image.fromarray(np.asarray(drawn.buffer_rgba())), colours=64, optimize=False)
 
 
 def _smooth(losses: pd.Series) -> pd.Series:

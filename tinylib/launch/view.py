@@ -1,0 +1,289 @@
+"""Live view of runs in a notebook: state, ranks and curves, with buttons to stop, to resume and to read the logs.
+
+Panel and picture are ordinary outputs that are updated in place, so a saved notebook shows the last state to a reader
+without a kernel.  The buttons below are widgets; where widgets can't run, panel and picture are the whole view.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import itertools
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+from tinylib.files import lines_backwards
+from tinylib.rundir import ENDED, Progress, StatusLine, progress_line
+
+if TYPE_CHECKING:
+    from tinylib.launch.run import Run
+
+UPDATE_S = 0.5
+"""Seconds between two updates, at least, so that a browser is not flooded."""
+COLOURS = {"alive": "#009E73", "starting": "#E69F00", "ended": "#767676", "killed": "#D55E00"}
+"""Dot of a rank by its state."""
+SHOWN: WeakValueDictionary[tuple[Path, ...], View] = WeakValueDictionary()
+"""The newest view of each group of runs; it closes the one before, as when a cell is run again."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One run at one moment, as its directory has it."""
+
+    name: str
+    state: str
+    facts: dict[str, str]
+    """State, step, loss, speed … as text; see `Progress.facts`."""
+    ranks: tuple[tuple[str, ...], ...] = ()
+    """Of each rank: number, state (a key of COLOURS), device, pid, memory, seconds of computing, a bar of these."""
+    alive: bool = False
+    """Whether a process of the run is alive, on this machine or another."""
+    failure: str = ""
+
+    @classmethod
+    def take(cls, run: Run, progress: Progress) -> Snapshot:
+        """Read the directory of `run`; `progress` holds what was read of its metrics before."""
+        try:
+            progress.read()
+            config, status, state = run.read_config(), run.status(), run.state
+            facts = progress.facts(state, config["train"]["steps"], status.get("ranks", ()))
+            ranks = _rank_rows(run, state, status.get("world_size") or config["world_size"], status.get("ranks", ()),
+                               progress.header.device if progress.header else "")
+            return cls(run.name, state, facts, ranks, bool(run.alive() or run.remote_processes()),
+                       _shortened(run.failure() or ""))
+        except FileNotFoundError:    # removed meanwhile
+            return cls(run.name, "lost", {"state": f"there is no run at {run.path}"})
+
+    def text(self) -> str:
+        """One line for the run, one for each rank, and the failure."""
+        return "\n".join([progress_line(self.name, self.facts), *(f"  {line}" for line in _aligned(self.ranks)),
+                          *self.failure.splitlines()])
+
+    def html(self) -> str:
+        """The same in short lines, so that several runs fit side by side."""
+        step = self.facts.get("step", "")
+        rest = [text for name, text in self.facts.items() if name not in ("state", "step")]
+        lines = [f"<b>{html.escape(self.name)}: {html.escape(self.facts['state'])}</b>",
+                 *map(html.escape, filter(None, [step, "  ".join(rest[:3]), "  ".join(rest[3:])]))]
+        lines += [f'<span style="color:{COLOURS[rank[1]]}">●</span> {html.escape(line)}'
+                  for rank, line in zip(self.ranks, _aligned(self.ranks), strict=True)]
+        return "\n".join([*lines, html.escape(self.failure)]).rstrip()
+
+
+def _rank_rows(run: Run, state: str, world_size: int, work: Sequence[dict[str, Any]], device: str
+               ) -> tuple[tuple[str, ...], ...]:
+    """The rows of `Snapshot.ranks`; `work` is the status's list of ranks, `device` the name for ended ranks."""
+    processes, remote = run.processes(), run.remote_processes()
+    longest_s = max((rank["compute_s"] for rank in work), default=0.0) or 1.0
+    rows = []
+    for number in range(world_size):
+        process, rank_state, pid = processes.get(f"rank{number}"), "ended" if state in ENDED else "starting", ""
+        if process:
+            rank_state = "killed" if process.gone() else "alive"
+            pid = f"pid {process.pid}" + (f" on {process.host}" if f"rank{number}" in remote else "")
+        own = ("", "", "")
+        if number < len(work):
+            compute_s, memory_bytes = work[number]["compute_s"], work[number]["memory_bytes"]
+            own = (f"{memory_bytes / 1e9:.2f} GB", f"busy {compute_s:.3f} s", "█" * round(10 * compute_s / longest_s))
+        rows.append((f"rank {number}", rank_state, process.devices if process else device, pid, *own))
+    return tuple(rows)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True) if width).rstrip()
+            for row in rows]
+
+
+def _shortened(text: str, lines: int = 12) -> str:
+    first, *rest = text.splitlines() or [""]
+    return "\n".join([first, *(["  …"] if len(rest) > lines else []), *rest[-lines:]])
+
+
+class View:
+    """Live view of one or more runs; `controls` are the buttons of each (none where widgets can't run)."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.runs = tuple(runs)
+        self._progress = [Progress(run) for run in runs]
+        self._outputs: list[Any] = []    # display handles of panel and picture; none outside a notebook
+        self._panel: dict[str, str] = {}
+        self._line, self._curves, self._drawn, self._due_s = StatusLine(), None, None, 0.0
+        self._lock, self._closed = threading.Lock(), threading.Event()
+        self._thread: threading.Thread | None = None
+        widgets = ipywidgets_or_none() if in_notebook() else None
+        self.controls = [Controls(widgets, run, self.follow) for run in runs] if widgets else []
+        self.box = widgets.VBox([control.box for control in self.controls]) if widgets else None
+
+    def show(self) -> None:
+        """Give the view its place in the running cell, for `update` to fill; outside a notebook it has none."""
+        if not in_notebook():
+            return
+        from IPython.display import display
+
+        key = tuple(run.path for run in self.runs)
+        if key in SHOWN:
+            SHOWN[key].close()
+        SHOWN[key] = self
+        self._outputs = [display({"text/plain": text}, raw=True, display_id=True) for text in ("", "(no step yet)")]
+        if self.box is not None:
+            display(self.box._repr_mimebundle_() | {"text/plain": "(buttons, once this cell is run)"}, raw=True)
+
+    def follow(self) -> None:
+        """Update the view in a thread until the runs have ended; without widgets it stays as it is."""
+        with self._lock:
+            if self.controls and self._thread is None and not self._closed.is_set():
+                self._thread = threading.Thread(target=self._keep_up, name="tinylib view", daemon=True)
+                self._thread.start()
+
+    @property
+    def live(self) -> bool:
+        """Whether a thread keeps the view up to date."""
+        return self._thread is not None
+
+    def close(self) -> None:
+        """End the updates and remove the buttons; the last state stays, and so do the runs."""
+        self._closed.set()
+        if self.box is not None:
+            self.box.close()
+
+    def update(self, last: bool = False) -> bool:
+        """Show the runs as they are now, `last` even if that is soon after the update before; whether any is alive."""
+        snapshots = [Snapshot.take(run, progress) for run, progress in zip(self.runs, self._progress, strict=True)]
+        with self._lock:
+            if self._outputs:
+                self._show_panel(snapshots)
+                self._show_picture(now=last or all(snapshot.state in ENDED for snapshot in snapshots))
+            else:
+                for snapshot in snapshots:
+                    self._line.show(progress_line(snapshot.name, snapshot.facts), last)
+            for control, snapshot in zip(self.controls, snapshots, strict=False):
+                control.follow(snapshot)
+        return any(snapshot.alive for snapshot in snapshots)
+
+    def _keep_up(self) -> None:
+        while True:
+            busy = self._busy()
+            over = self._closed.wait(UPDATE_S) or (self.box is not None and self.box.comm is None)
+            alive = not over and self.update()
+            with self._lock:    # a button that is pressed after this starts another thread
+                if over or not (busy or alive or self._busy()):
+                    self._thread = None
+                    return
+
+    def _busy(self) -> bool:
+        return any(control.doing for control in self.controls)
+
+    def _show_panel(self, snapshots: Sequence[Snapshot]) -> None:
+        look = "padding:0 28px 0 0;border:0;text-align:left;vertical-align:top"
+        cells = "".join(f'<td style="{look}"><pre style="margin:0;line-height:1.5">{snapshot.html()}</pre></td>'
+                        for snapshot in snapshots)
+        panel = {"text/html": f'<table style="margin:0;border-spacing:0"><tr>{cells}</tr></table>',
+                 "text/plain": "\n".join(snapshot.text() for snapshot in snapshots)}
+        if panel != self._panel:
+            self._outputs[0].update(panel, raw=True)
+            self._panel = panel
+
+    def _show_picture(self, now: bool) -> None:
+        """Draw the curves if they have changed; unless `now`, for a tenth of the time at most."""
+        seen = [(list(progress.losses.points), list(progress.scores.points)) for progress in self._progress]
+        began_s = time.monotonic()
+        if seen == self._drawn or not any(map(any, seen)) or (began_s < self._due_s and not now):
+            return
+        if self._curves is None:
+            from tinylib.plots.live import LiveCurves
+
+            self._curves = LiveCurves([run.name for run in self.runs])
+        png = base64.b64encode(self._curves.png([progress.curves() for progress in self._progress])).decode()
+        self._outputs[1].update({"image/png": png, "text/plain": "(curves of the training)"}, raw=True)
+        self._drawn, self._due_s = seen, began_s + 10 * (time.monotonic() - began_s)
+
+
+class Controls:
+    """The buttons of one run; their actions run in threads, so that the kernel stays free."""
+
+    def __init__(self, widgets: Any, run: Run, follow: Callable[[], None]) -> None:
+        """`follow` starts the updates of the view."""
+        self.run, self.doing, self._follow = run, "", follow
+        narrow = {"layout": widgets.Layout(width="90px")}
+        self.stop = widgets.Button(description="Stop", tooltip="save the last whole step and exit", **narrow)
+        self.resume = widgets.Button(description="Resume", tooltip="go on from the newest checkpoint", **narrow)
+        self.log = widgets.ToggleButton(description="Log", tooltip="end of a rank's output", **narrow)
+        self.rank = widgets.Dropdown(layout=widgets.Layout(width="110px"))
+        self.note, self.text = widgets.HTML(), widgets.HTML()
+        row = [widgets.Label(run.name), self.stop, self.resume, self.log, self.rank, self.note]
+        self.box = widgets.VBox([widgets.HBox(row), self.text])
+        self.stop.on_click(lambda _: self._begin("stopping …", run.stop))
+        self.resume.on_click(lambda _: self._begin("resuming …", run.resume))
+        for control in (self.log, self.rank):
+            control.observe(lambda _: self._show_log(), "value")
+        self.stop.disabled = self.resume.disabled = True
+        self._show_log()
+
+    def follow(self, snapshot: Snapshot) -> None:
+        """Enable the buttons that make sense in this state, and bring the log up to date."""
+        state, alive = snapshot.state, snapshot.alive
+        self.stop.disabled = bool(self.doing) or not alive or state in ("finished", "stopped")
+        self.resume.disabled = bool(self.doing) or alive or state not in ("stopped", "failed", "lost")
+        options = (*(rank[0] for rank in snapshot.ranks), "torchrun")
+        if self.rank.options != options:
+            chosen = self.rank.value if self.rank.value in options else options[0]
+            self.rank.options = options
+            self.rank.value = chosen
+        self._show_log()
+
+    def _begin(self, words: str, action: Callable[[], Any]) -> None:
+        self.doing = self.note.value = words
+        self.stop.disabled = self.resume.disabled = True
+        threading.Thread(target=self._do, args=(action,), name=words, daemon=True).start()
+        self._follow()
+
+    def _do(self, action: Callable[[], Any]) -> None:
+        error = ""
+        try:
+            action()
+        except Exception as raised:    # an exception in a thread would go unseen
+            error = str(raised)
+        self.doing, self.note.value = "", html.escape(error)
+
+    def _show_log(self) -> None:
+        self.rank.layout.display = "" if self.log.value else "none"
+        number = (self.rank.value or "torchrun").removeprefix("rank ")
+        file = self.run.log_file(int(number)) if number.isdigit() else self.run.agent_log
+        self.text.value = ('<pre style="line-height:1.3;max-height:20em;overflow:auto;margin:0">'
+                           f"{html.escape(log_end(file))}</pre>") if self.log.value else ""
+
+
+def log_end(file: Path, lines: int = 40, characters: int = 8_000) -> str:
+    """The last complete lines of a log."""
+    found = itertools.islice(lines_backwards(file), lines) if file.is_file() else ()
+    text = "\n".join(reversed([line.decode(errors="replace") for line in found]))
+    return text[-characters:] or "nothing was printed yet"
+
+
+def in_notebook() -> bool:
+    """Whether this code runs in a Jupyter kernel."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
+def ipywidgets_or_none() -> Any:
+    """The package, or None where it is missing or TINYLIB_WIDGETS is "off".
+
+    A kernel can't know whether a front end will answer, so a program that executes notebooks to keep them sets it.
+    """
+    if os.environ.get("TINYLIB_WIDGETS") == "off":
+        return None
+    try:
+        import ipywidgets
+    except ImportError:
+        return None
+    return ipywidgets
