@@ -19,6 +19,7 @@ from tinylib.config import TrainConfig, from_dict
 from tinylib.doctor import doctor
 from tinylib.launch import Run
 from tinylib.profiles import Profile
+from tinylib.rundir import RunDirectory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,10 +104,10 @@ def closing_table(profile: Profile) -> pd.DataFrame:
     """Parameters and their split, characters per token, bits per byte and speed of the two runs, a column a run."""
     import pandas as pd
 
-    return pd.DataFrame({name: _facts(Run(profile.runs / name)) for name in RUNS})
+    return pd.DataFrame({name: _facts(RunDirectory(profile.runs / name)) for name in RUNS})
 
 
-def _facts(run: Run) -> dict[str, str]:
+def _facts(run: RunDirectory) -> dict[str, str]:
     from tinylib.shards import Shards
 
     summary = run.summary()
@@ -123,11 +124,12 @@ def _facts(run: Run) -> dict[str, str]:
 
 def write_samples(profile: Profile, max_tokens: int = 60) -> dict[str, str]:
     """What the untied model generates after each of PROMPTS."""
+    from tinylib.checkpoint import load_model
     from tinylib.generate import generate
     from tinylib.tokenizer import Tokenizer
 
-    trained = Run(profile.runs / RUNS[0])
-    model, tokenizer = trained.model(), Tokenizer.load(trained.checkpoint() / "tokenizer")
+    checkpoint = RunDirectory(profile.runs / RUNS[0]).checkpoint()
+    model, tokenizer = load_model(checkpoint), Tokenizer.load(checkpoint / "tokenizer")
     return {prompt: "".join(generate(model, tokenizer, prompt, max_tokens=max_tokens, temperature=0.7, seed=1))
             for prompt in PROMPTS}
 
@@ -177,9 +179,9 @@ def _check_machine() -> None:
 
 def _remove_earlier(profile: Profile, kept: Path) -> None:
     """Remove runs and files of an earlier course; raises ValueError if one of its runs is still training."""
-    for earlier in (Run(profile.runs / name) for name in RUNS):
-        if earlier.exists():
-            earlier.remove()
-            print(f"removed the earlier run {earlier.path}")
+    for path in (profile.runs / name for name in RUNS):
+        if RunDirectory(path).exists():
+            Run(path).remove()
+            print(f"removed the earlier run {path}")
     for file in (*kept.glob("*.ipynb"), *kept.glob("report.html")):
         file.unlink()
