@@ -123,7 +123,7 @@ def _facts(run: RunDirectory) -> dict[str, str]:
 
 
 def write_samples(profile: Profile, max_tokens: int = 60) -> dict[str, str]:
-    """What the untied model generates after each of PROMPTS."""
+    """Samples of the untied model, one for each of PROMPTS; at most `max_tokens` tokens each."""
     from tinylib.checkpoint import load_model
     from tinylib.generate import generate
     from tinylib.tokenizer import Tokenizer
