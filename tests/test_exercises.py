@@ -41,33 +41,34 @@ def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | Non
 WRONG: dict[str, list[tuple[Any, str]]] = {
     "01.1": [(lambda depth, dim: 6 * depth * dim, "12·L·D²"), (lambda depth, dim: 24_576, "12·L·D²")],
     "01.2": [(lambda config: config.depth, "still fits"), (lambda config: 2 * config.depth + 1, "more than"),
-             (lambda config: 2.0 * config.depth, "whole")],
+             (lambda config: 2.0 * config.depth, "whole number")],
     "01.3": [(lambda: PRESETS["goldilocks"], "fewer than 8"), (lambda: GPTConfig(16, 256, 49_152), "20 million"),
              (lambda: 20e6, "return a GPTConfig")],
-    "02.1": [(lambda ids: (ids[0], ids[1]), "another one"), (lambda ids: (0, 0), "never stands side by side")],
+    "02.1": [(lambda ids: (ids[0], ids[1]), "another one"), (lambda ids: (0, 0), "does not occur")],
     "02.2": [(lambda ids, pair, new: [new if token in pair else token for token in ids], "merging"),
              (lambda ids, pair, new: ids, "merging")],
-    "02.3": [(lambda word, merges: list(word), "tiktoken makes")],
+    "02.3": [(lambda word, merges: list(word), "tiktoken encodes")],
     "03.1": [(lambda q, k, v: causal(q, k, v, first=9999), "sees every key"),
              (lambda q, k, v: causal(q, k, v, scale=1.0), "square root"),
              (lambda q, k, v: causal(q, k, v, first=0), "infinities or nans"),
-             (lambda q, k, v: causal(q, k, v).transpose(1, 2), "shape"), (causal(*torch.ones(3, 1, 1, 1, 1)), "raised"),
-             (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), "torch's own")],
-    "03.2": [(lambda vocab, cap: math.log(vocab), "surest"), (lambda vocab, cap: 0.0, "surest"),
+             (lambda q, k, v: causal(q, k, v).transpose(1, 2), "shape"),
+             (causal(*torch.ones(3, 1, 1, 1, 1)), "can't be checked"),
+             (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), "PyTorch's own")],
+    "03.2": [(lambda vocab, cap: math.log(vocab), "least loss"), (lambda vocab, cap: 0.0, "least loss"),
              (lambda vocab, cap: math.log1p((vocab - 1) * math.exp(-cap)), "need not stop at 0")],
     "03.3": [(lambda gradient: gradient / gradient.norm(), "singular values run"), (torch.sign, "singular values run"),
              (lambda gradient: torch.linalg.svd(gradient)[0], "became"),
-             (lambda gradient: -SOLUTIONS["03.3"](gradient), "elsewhere")],
+             (lambda gradient: -SOLUTIONS["03.3"](gradient), "direction")],
     "04.1": [(lambda means, counts: sum(means) / len(means), "divide once"),
              (lambda means, counts: sum(means), "divide once")],
-    "04.2": [(lambda total, batch, length, world: total // (batch * length * world), "does not divide is None"),
-             (lambda total, batch, length, world: total // (batch * length), "one round")],
+    "04.2": [(lambda total, batch, length, world: total // (batch * length * world), "no multiple"),
+             (lambda total, batch, length, world: total // (batch * length), "product of the last three")],
     "04.3": [(lambda rank, world, step, batch: range(rank * batch, (rank + 1) * batch), "must take each of the rows"),
              (lambda rank, world, step, batch: range(batch), "must take each of the rows"),
              (lambda rank, world, step, batch: range(rank, rank + 1), "each rank takes")],
     "05.1": [(lambda loss, tokens, size: loss * tokens / size, "nats per byte"),
              (lambda loss, tokens, size: loss / math.log(2), "bits per token"),
-             (lambda loss, tokens, size: loss * size / tokens / math.log(2), "make")],
+             (lambda loss, tokens, size: loss * size / tokens / math.log(2), "bits per byte, not")],
     "05.2": [(lambda logits, temperature: logits, "add up to 1"),
              (lambda logits, temperature: torch.tensor(logits).softmax(0).tolist(), "divide the logits"),
              (lambda logits, temperature: [math.exp(logit / temperature) for logit in logits], "add up to 1")],
@@ -79,7 +80,7 @@ WRONG: dict[str, list[tuple[Any, str]]] = {
     "06.3": [(lambda first, second: "second" if sum(first) > sum(second) else "first", "pair the seeds"),
              (lambda first, second: "neither", "pair the seeds")],
 }
-"""Wrong answers of each exercise, with a word of the hint they must get."""
+"""Wrong answers of each exercise, with words of the hint they must get."""
 
 
 def stub(exercise: str) -> tuple[str, Any]:
@@ -125,11 +126,35 @@ def test_wrong_answers_are_not_solved_and_get_their_hint(exercise: str):
 
 
 @pytest.mark.parametrize("exercise", exercises())
-def test_an_answer_that_fails_is_told_so_and_raises_nothing(exercise: str):
+def test_an_answer_that_raises_gets_its_own_line(exercise: str):
     def broken(*arguments: Any) -> Any:
         raise ZeroDivisionError("once too often")
 
-    assert check(exercise, broken).message == "your code raised ZeroDivisionError: once too often"
+    first, line = check(exercise, broken).message.splitlines()
+    assert first.endswith("ZeroDivisionError: once too often")
+    assert line.split()[0] == f"{Path(__file__).name}," and line.endswith('raise ZeroDivisionError("once too often")')
+
+
+def test_the_line_is_the_readers_also_where_a_library_raises():
+    def own_assert(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        assert q.shape == (1,), "not what I thought"
+        return q
+
+    def no_such_dim(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return F.softmax(q, dim=9)
+
+    assert check("03.1", no_such_dim).message.endswith("in no_such_dim: return F.softmax(q, dim=9)")
+    assert "AssertionError: not what I thought" in check("03.1", own_assert).message
+    cell: dict[str, Any] = {}
+    exec(compile("def f(depth, dim):\n    return depth / 0", "/tmp/ipykernel_1/2.py", "exec"), cell)
+    assert "\n  line 2, in f" in check("01.1", cell["f"]).message, "a cell has no file to name"
+
+
+def test_a_stub_may_raise_too():
+    def stub(*arguments: Any) -> Any:
+        raise NotImplementedError
+
+    assert check("01.1", stub) == check("01.1", None)
 
 
 def test_an_unknown_exercise_is_an_error():

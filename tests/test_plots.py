@@ -1,21 +1,53 @@
-"""Figures: what they draw equals what was computed; importing or drawing changes nothing outside the figure."""
+"""Figures of configurations, runs and tables: what they draw equals what was computed, and every text can be read."""
 
 from __future__ import annotations
 
 import itertools
+import math
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 
-from tinylib import plots
+from tinylib import plots, sizing
+from tinylib.config import PRESETS, ConfigError, GPTConfig
+from tinylib.course import figures
+
+NINE = {name: PRESETS[name] for name in list(PRESETS)[:9]}
+D32, GOLDILOCKS = PRESETS["nanochat-d32"], PRESETS["goldilocks"]
+FOUND = sizing.search()
+CASES = {f"micro-batch {size}{', recomputing' * again}": sizing.memory(D32, size, dtype="bfloat16", recompute=again)
+         for size in (8, 16) for again in (False, True)}
+
+FIGURES: dict[str, Callable[[], plots.Figure]] = {
+    "split": lambda: plots.parameter_split(NINE),
+    "split in percent": lambda: plots.parameter_split(PRESETS, in_percent=True),
+    "compute": lambda: plots.compute_split(NINE, in_percent=True),
+    "layers of d32": lambda: plots.layer_profile(D32),
+    "layers, tied": lambda: plots.layer_profile(replace(GOLDILOCKS, tied=True)),
+    "plane": plots.depth_width_plane,
+    "plane of another size": lambda: plots.depth_width_plane(2.4e6, (6_144,), {"micro": PRESETS["micro"]}),
+    "search": lambda: plots.search_map(FOUND),
+    "memory": lambda: plots.memory_parts(CASES, device="H100"),
+    "share": lambda: figures.vocabulary_share("goldilocks", GOLDILOCKS),
+    "hours": lambda: figures.time_against_mfu({"H100": sizing.plan(D32, nproc_per_node=8)}, {"published": (0.5, 31)}),
+    "FLOPs": figures.iso_flop,
+}
 
 
 def words(figure: plots.Figure) -> set[str]:
     return {text.get_text() for axes in figure.axes for text in axes.texts}
+
+
+def legend(figure: plots.Figure) -> set[str]:
+    found = [*figure.legends, *(axes.get_legend() for axes in figure.axes)]
+    return {text.get_text() for one in found if one for text in one.get_texts()}
 
 
 def test_importing_and_drawing_leave_matplotlib_as_it_was():
@@ -54,54 +86,179 @@ def test_human(value: float, text: str):
     assert plots.human(value) == text
 
 
-def test_figures_of_the_model_draw_what_they_are_given():
-    scores_TT = np.subtract.outer(np.arange(4), np.arange(4)) ** 2.0
-    left, right, _ = plots.distance_only(scores_TT).axes
-    np.testing.assert_array_equal(left.images[0].get_array(), scores_TT)
-    distance, score = right.lines[0].get_xydata().T
-    np.testing.assert_array_equal(score, distance**2)
-
-    before, slope = plots.softcap(caps=(15.0,)).axes
-    logit, capped = before.lines[1].get_xydata().T
-    assert abs(capped).max() < 15
-    np.testing.assert_allclose(np.gradient(capped, logit)[1:-1], slope.lines[0].get_ydata()[1:-1], atol=1e-3)
-
-    axes = plots.losses_by_step({"ours": [3.0, 2.0]}, {"ln V": 3.5}, "title").axes[0]
-    assert [line.get_ydata()[-1] for line in axes.lines] == [2.0, 3.5] and "ln V" in words(axes.figure)
-
-    norms = pd.DataFrame({"up": [4.0, 2.0], "down": [1.0, 3.0]})
-    assert [list(line.get_ydata()) for line in plots.gradients(norms).axes[0].lines] == [[4, 2], [1, 3]]
-    spectrum = plots.singular_values({"gradient": np.array([8.0, 4.0, 1.0])}).axes[0].lines[0]
-    assert list(spectrum.get_ydata()) == [1, 0.5, 0.125]
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_can_be_read(name: str):
+    """Axes with names, a small picture, and no word over another one or beyond the edge."""
+    figure = FIGURES[name]()
+    for axes in figure.axes:
+        shared = axes.get_shared_x_axes().get_siblings(axes)
+        assert any(one.get_xlabel() for one in shared) or axes.get_label() == "<colorbar>"
+        assert axes.get_ylabel() or [label.get_text() for label in axes.get_yticklabels()]
+    picture = figure._repr_png_()
+    assert picture.startswith(b"\x89PNG") and len(picture) < 100_000
+    texts = [text for axes in figure.axes for text in axes.texts if text.get_text()]
+    boxes = [text.get_window_extent() for text in texts]
+    whole = figure.bbox.padded(1)
+    for text, box in zip(texts, boxes, strict=True):
+        assert whole.contains(*box.min) and whole.contains(*box.max), text.get_text()
+    for (one, box), (other, second) in itertools.combinations(zip(texts, boxes, strict=True), 2):
+        assert not box.padded(-1).overlaps(second.padded(-1)), (one.get_text(), other.get_text())
 
 
-def test_attention_has_a_map_for_each_head():
-    weights_LNTT = np.random.default_rng(0).random((2, 3, 4, 4))
-    figure = plots.attention(weights_LNTT, "abcd")
-    maps = [axes.images[0].get_array() for axes in figure.axes[:6]]
-    np.testing.assert_array_equal(np.reshape(maps, weights_LNTT.shape), weights_LNTT)
-    assert [axes.get_title(loc="left") for axes in figure.axes[2:4]] == ["layer 0, head 2", "layer 1, head 0"]
-    assert figure._repr_png_().startswith(b"\x89PNG")
+def segments(axes: Axes) -> dict[str, list[float]]:
+    """Widths of the bars by part."""
+    return {bars.get_label(): [bar.get_width() for bar in bars] for bars in axes.containers}
 
 
-def test_the_figures_of_evaluation_draw_what_they_are_given():
-    axes = plots.race(pd.Series({0: 3.5, 10: 2.0}), (2.1, 1.9, 2.4), {"xz": 2.7}, "how it was made").axes[0]
-    assert list(axes.lines[0].get_ydata()) == [3.5, 2.0] and words(axes.figure) == {"2.70 xz"}
-    [[bottom, top]] = [segment[:, 1] for segment in axes.collections[0].get_segments()]
-    assert (bottom, top) == pytest.approx((1.9, 2.4))
-
-    table = pd.DataFrame({"bytes": [100, 400, 900], "model": [1.0, 2.0, 3.0], "xz": [2.0, 1.5, 4.0]})
-    wins, losses = plots.document_scatter(table).axes[0].collections
-    assert wins.get_offsets().tolist() == [[2, 1], [4, 3]] and losses.get_offsets().tolist() == [[1.5, 2]]
-    assert list(wins.get_sizes()) == [20, 60]
-
-    kinds = pd.DataFrame({"model": [1.0, 2.0], "xz": [3.0, 4.0]}, index=["ast", "json"])
-    left, right = plots.where_bits_go(pd.Series({1: 5.0, 2: 4.0}), kinds).axes
-    assert list(left.lines[0].get_ydata()) == [5, 4]
-    assert [bar.get_width() for bar in right.patches] == [1, 2, 3, 4]
+def test_split_draws_the_computed_parts():
+    shapes = NINE | {"tied": GPTConfig(tied=True)}
+    figure = plots.parameter_split(shapes)
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(shapes)
+    for part, drawn in segments(axes).items():
+        assert drawn == pytest.approx([getattr(sizing.parameters(config), part) / 1e6 for config in shapes.values()])
+    ends = [bar.get_x() + bar.get_width() for bar in axes.containers[-1]]
+    assert ends == pytest.approx([sizing.parameters(config).total / 1e6 for config in shapes.values()])
+    assert {"86 %", "1.88B", "25.2M"} <= words(figure)
+    assert {"50 %", "25.2M"} == words(plots.parameter_split({"tied": GPTConfig(tied=True)})) - {""}
 
 
-def test_the_curves_of_a_run_say_what_began_where_without_lying_on_them():
+def test_split_in_percent_draws_the_shares():
+    drawn = segments(plots.parameter_split(NINE, in_percent=True).axes[0])
+    for row, config in enumerate(NINE.values()):
+        assert {part: sizes[row] for part, sizes in drawn.items()} == pytest.approx(sizing.parameters(config).split)
+
+
+@pytest.mark.parametrize("context", [None, 256])
+def test_compute_split_adds_up_to_the_flops_of_a_token(context: int | None):
+    drawn = segments(plots.compute_split(NINE, context).axes[0])
+    flops = [sizing.flops_per_token(config, context) for config in NINE.values()]
+    assert np.sum(list(drawn.values()), axis=0) * 1e6 == pytest.approx(flops)
+    assert drawn["lm_head"] == pytest.approx([6 * sizing.parameters(config).wte / 1e6 for config in NINE.values()])
+
+
+def test_a_bar_has_a_text_only_where_it_fits():
+    figure = plots.memory_parts(CASES, device="H100")
+    figure.draw_without_rendering()
+    found = 0
+    for text in (text for text in figure.axes[0].texts if text.get_text() and text.get_ha() == "center"):
+        box = text.get_window_extent()
+        for bar in figure.axes[0].patches:
+            if bar.get_window_extent().contains(*np.mean(box, axis=0)):
+                assert box.width <= bar.get_window_extent().width, text.get_text()
+                found += 1
+    assert found >= 2
+
+
+@pytest.mark.parametrize(("config", "context"), [
+    (GOLDILOCKS, None), (D32, 512), (replace(GOLDILOCKS, tied=True), None), (GPTConfig(depth=1), None)])
+def test_a_layer_profile_stacks_the_table_of_layers(config: GPTConfig, context: int | None):
+    figure = plots.layer_profile(config, context)
+    table = sizing.layers(config, context)
+    for axes, column in zip(figure.axes, ("parameters", "flops"), strict=True):
+        heights = {bars.get_label(): [bar.get_height() * 1e6 for bar in bars] for bars in axes.containers}
+        tops = [max(bar.get_y() + bar.get_height() for bars in axes.containers for bar in bars
+                    if abs(bar.get_x() + 0.4 - layer) < 0.1) * 1e6 for layer in range(config.depth)]
+        by_block = [table.loc[[f"block {layer} attention", f"block {layer} mlp"], column].sum()
+                    for layer in range(config.depth)]
+        assert tops == pytest.approx(by_block)
+        assert heights["MLP"] == pytest.approx(table.filter(like="mlp", axis=0)[column])
+        assert [heights["wte"], heights["lm_head"]] == [[table.loc["wte", column]], [table.loc["lm_head", column]]]
+    scores = heights["attention scores"]
+    assert scores == pytest.approx([12 * config.dim * (context or config.seq_len)] * config.depth)
+    assert figure.axes[0].get_title(loc="left") == f"Parameters: {plots.human(sizing.parameters(config).total)}"
+    assert ("0: the same table" in words(figure)) == config.tied and "0: a look-up" in words(figure)
+
+
+def test_every_point_of_a_line_of_the_plane_has_its_size_and_its_flops():
+    axes = plots.depth_width_plane(total=38e6, vocab_sizes=(24_576, 65_536), flops=(200e6,), context=1024).axes[0]
+    curves = {line.get_label(): line.get_xydata() for line in axes.lines}
+    width, depth = curves["balanced: V = 12·L·D"].T
+    np.testing.assert_allclose(2 * (12 * depth * width) * width + 12 * depth * width**2, 38e6)
+    for vocab_size in (24_576, 65_536):
+        width, depth = curves[f"V = {vocab_size:,}"].T
+        seen = ~np.isnan(depth)
+        np.testing.assert_allclose((2 * vocab_size * width + 12 * depth * width**2)[seen], 38e6)
+    dotted = curves["equal FLOPs per token: 200M"]
+    width, depth = dotted[~np.isnan(dotted).any(1)].T
+    table = (38e6 - 12 * depth * width**2) / 2
+    assert len(width) > 50 and (table > 0).all()
+    np.testing.assert_allclose(6 * (12 * depth * width**2 + table) + 12 * depth * width * 1024, 200e6)
+
+
+def test_the_plane_marks_its_shapes_and_the_other_exact_thirds():
+    axes = plots.depth_width_plane().axes[0]
+    points = {tuple(line.get_xydata()[0]): line.get_markerfacecolor() for line in axes.lines
+              if line.get_marker() == "o"}
+    assert {place for place, fill in points.items() if fill != "white"} == {(512, 4), (384, 7), (192, 29)}
+    hollow = {place for place, fill in points.items() if fill == "white"}
+    assert hollow == {(1024, 1), (256, 16), (128, 64)}
+    assert all(sizing.parameters(sizing.balanced(int(depth), int(dim))).total == 37_748_736 for dim, depth in hollow)
+    assert "16 × 256, V 49,152" in words(axes.figure)
+
+
+def test_memory_bars_end_at_the_peak():
+    cases = {"chunked": sizing.memory(GOLDILOCKS, 8), "update": sizing.memory(GOLDILOCKS, 1, context=16, rows=16)}
+    cases["naive"] = replace(cases["chunked"], loss=sizing.loss_bytes(GOLDILOCKS, 8))
+    cases["again"] = sizing.memory(GOLDILOCKS, 32, recompute=True)
+    update, naive, again = cases["update"], cases["naive"], cases["again"]
+    assert update.update > update.activations + update.loss and again.recomputed > again.loss
+    drawn = segments(plots.memory_parts(cases).axes[0])
+    assert np.sum(list(drawn.values()), axis=0) * 1e9 == pytest.approx([case.total for case in cases.values()])
+    assert drawn["update"] == pytest.approx([0, update.update / 1e9, 0, 0])
+    assert drawn["loss"] == pytest.approx([cases["chunked"].loss / 1e9, 0, naive.loss / 1e9, 0])
+    assert drawn["recomputed"] == pytest.approx([0, 0, 0, again.recomputed / 1e9])
+    assert naive.loss == (8 * 2048 * 4 + 512) * 4 * 24_576
+
+
+def test_memory_marks_what_does_not_fit():
+    figure = plots.memory_parts(CASES, device="H100")
+    assert list(figure.axes[0].lines[0].get_xdata()) == [80, 80] and "H100: 80 GB" in words(figure)
+    too_much = [text for text in words(figure) if text.endswith("too much")]
+    assert too_much == [f"{CASES['micro-batch 16'].total / 1e9:.0f} GB, too much"]
+    with pytest.raises(ConfigError, match="device='H1' is not a choice: use B200"):
+        plots.memory_parts(CASES, device="H1")
+
+
+def test_the_map_of_a_search_draws_every_shape_once():
+    axes = plots.search_map(FOUND).axes[0]
+    others, front = (np.asarray(cloud.get_offsets()) for cloud in axes.collections)
+    drawn = FOUND.assign(flops_per_token=FOUND["flops_per_token"] / 1e6)[["flops_per_token", "imbalance"]]
+    np.testing.assert_allclose(front, drawn[FOUND["pareto"]])
+    np.testing.assert_allclose(others, drawn[~FOUND["pareto"]])
+    np.testing.assert_allclose(axes.collections[1].get_array(), np.log2(FOUND.loc[FOUND["pareto"], "depth"]))
+
+
+def test_nothing_lies_below_the_edge_of_the_search():
+    axes = plots.search_map(FOUND).axes[0]
+    cost, imbalance = axes.lines[0].get_xydata().T
+    assert axes.lines[0].get_drawstyle() == "steps-post"
+    assert (np.diff(cost) > 0).all() and (np.diff(imbalance) < 0).all()
+    for _, row in FOUND.iterrows():
+        best = imbalance[cost <= row["flops_per_token"] / 1e6].min(initial=math.inf)
+        assert best <= row["imbalance"]
+
+
+def test_the_map_names_presets_and_what_they_missed():
+    figure = plots.search_map(FOUND)
+    names = legend(figure)
+    assert {"goldilocks", "conventional", "extremist"} <= {name.split(":")[0] for name in names}
+    for _, row in sizing.missed(FOUND).iterrows():
+        assert f"{row['depth']} × {row['dim']}, V {row['vocab_size']:,}" in names
+    assert words(figure) == {str(number) for number in range(1, len(names) - 1)}, "two entries are no shapes"
+    [number] = [text for text in figure.axes[0].texts if text.get_text() == "1"]
+    assert number.xy == (FOUND["flops_per_token"].iloc[0] / 1e6, FOUND["imbalance"].iloc[0])
+    assert plots.search_map(FOUND.head(1)).axes[0].get_title(loc="left") == "Balance and cost of 1 shape"
+
+
+def test_a_search_may_be_filtered_before_it_is_drawn():
+    shallow = FOUND[FOUND["depth"] <= 16]
+    assert isinstance(shallow, pd.DataFrame) and shallow.index[-1] != len(shallow) - 1
+    clouds = plots.search_map(shallow).axes[0].collections
+    assert sum(len(cloud.get_offsets()) for cloud in clouds) == len(shallow)
+
+
+def test_training_curves_have_marks_whose_texts_do_not_cover_them():
     steps = pd.DataFrame({"loss": np.linspace(8, 6, 30)}, index=range(1, 31))
     evaluations = pd.DataFrame({"val_bpb": [2.4, 2.2]}, index=[15, 30])
     figure = plots.training_curves({"one": (steps, evaluations)}, marks={0: "2 processes", 12: "1 process"})
@@ -113,16 +270,7 @@ def test_the_curves_of_a_run_say_what_began_where_without_lying_on_them():
     assert all((min(line.get_ydata()) - low) / (high - low) > 0.1 for line in (each, mean)), "the words are below"
 
 
-def test_the_figures_of_tying_draw_what_they_are_given():
-    start = pd.DataFrame({"loss": [10.1, 22.3], "own_logit": [0.5, 15.0]}, index=[0.001, 0.8])
-    left, right = plots.tied_start(start, uniform=10.11, chosen=0.001).axes
-    assert list(left.lines[0].get_ydata()) == [10.1, 22.3] and list(left.lines[1].get_ydata()) == [10.11, 10.11]
-    assert list(right.lines[0].get_ydata()) == [0.5, 15.0]
-
-    rates = pd.DataFrame({"wte": [3.0, 2.0], "lm_head": [2.0, 3.0]}, index=[0.01, 0.1])
-    rings = [line for line in plots.rate_curves(rates).axes[0].lines if line.get_markersize() == 12]
-    assert [float(line.get_xdata()[0]) for line in rings] == [0.1, 0.01]
-
+def test_paired_differences_draw_seeds_mean_and_interval():
     differences = pd.DataFrame({"tied − untied": [0.1, 0.2, 0.3]})
     bar, seeds, mean = plots.paired_differences(differences, {"tied − untied": (-0.05, 0.45)}).axes[0].lines[:3]
     assert list(bar.get_xdata()) == [-0.05, 0.45] and list(seeds.get_xdata()) == [0.1, 0.2, 0.3]

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import tiktoken
 import tiktoken.load
@@ -21,7 +20,7 @@ import tiktoken.registry
 from scipy.optimize import minimize_scalar
 from tiktoken_ext import openai_public
 
-from tinylib import plots, sizing
+from tinylib import sizing
 from tinylib.config import PRESETS
 from tinylib.course.samples import ARTICLE_1, kinds
 from tinylib.tokenizer import Curve, Tokenizer, by_kind, compression, curve, known_encodings, report
@@ -214,7 +213,7 @@ def test_an_edge_is_said_to_be_one():
 
 def test_the_smooth_curve_meets_what_was_not_measured():
     """Between sizes a factor two apart, on real merges: within one per cent."""
-    modules = [file.read_text(encoding="utf-8") for file in sorted(Path(plots.__file__).parent.parent.glob("**/*.py"))]
+    modules = [file.read_text(encoding="utf-8") for file in sorted(Path(sizing.__file__).parent.parent.glob("**/*.py"))]
     held_out = modules[::5]
     larger = Tokenizer.train([text for text in modules if text not in held_out], 4_096)
     some = curve(larger, held_out, (512, 1_024, 2_048))
@@ -234,39 +233,3 @@ def test_the_report_holds_all_of_it(trained, cache):
         assert part in text
     with pytest.raises(ValueError, match="held_out has no documents"):
         report(trained, TEXTS, [], MICRO)
-
-
-# Figures
-
-
-def test_figures_draw_what_was_measured():
-
-    table = pd.DataFrame({"vocab_size": [384, 768, 1536], "characters_per_token": [1.7, 2.3, 2.9],
-                          "table_parameters": [24_576, 49_152, 98_304]})
-    left, right = plots.compression_curve(table, blocks=196_608, chosen=768).axes
-    assert left.lines[0].get_ydata().tolist() == [1.7, 2.3, 2.9]
-    assert right.lines[0].get_ydata().tolist() == [0.024576, 0.049152, 0.098304]
-    assert set(right.lines[1].get_ydata()) == {0.196608}
-    axes, = plots.cost_of_text(pd.DataFrame({"narrow": [2.0, 1.0, 4.0]}, index=[384, 768, 1536]), chosen=768).axes
-    assert axes.lines[0].get_ydata().tolist() == [2, 1, 4] and axes.lines[1].get_xdata() == [768]
-    axes, = plots.token_lengths([1, 1, 2, 40], [1, 1, 1, 2], longest=3).axes
-    assert [bar.get_height() for bar in axes.patches] == [50, 25, 25, 75, 25, 0]
-
-
-def test_the_figure_of_costs_shows_decisions_and_their_uncertainty():
-    mixed = power_law([0.15, 0.25] * 6)
-    models = {"narrow": MICRO, "wide": replace(MICRO, dim=512)}
-    decisions = {name: mixed.cheapest(config) for name, config in models.items()}
-    costs = pd.DataFrame({name: mixed.table(config)["flops"] for name, config in models.items()})
-    axes, = plots.cost_of_text(costs, 4_096, decisions).axes
-    drawn = [tuple(line.get_xdata()) for line in axes.lines]
-    for found in decisions.values():
-        assert (found.low, found.high) in drawn and found.flat in drawn
-
-
-def test_the_figure_of_kinds_has_a_bar_for_each_tokenizer(trained):
-    table = by_kind({"ours": trained, "small": trained.truncate(270)}, {"words": TEXTS[:3], "scripts": ["é字"]})
-    axes, = plots.price_by_kind(table).axes
-    heights = [bar.get_height() for bar in axes.patches]
-    assert heights == table.sort_values("tokenizer", kind="stable").bytes_per_token.tolist()
-    assert [label.get_text() for label in axes.get_legend().get_texts()] == ["ours", "small"]

@@ -1,9 +1,10 @@
 """The course: run all notebooks in order, check exercises, explore shapes.
 
-What only the course needs lies here; the work itself needs none of it.
+`tinylib.course.figures` has the figures that one notebook draws.  The library itself needs none of this.
 """
 
 from tinylib.course.exercises import Verdict, check, exercises
 from tinylib.course.explorer import Explorer, explore
+from tinylib.course.runner import NOTEBOOKS, CourseFailed, run
 
-__all__ = ["Explorer", "Verdict", "check", "exercises", "explore"]
+__all__ = ["NOTEBOOKS", "CourseFailed", "Explorer", "Verdict", "check", "exercises", "explore", "run"]

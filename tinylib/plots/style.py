@@ -1,4 +1,4 @@
-"""One style for all figures: palette, canvas, footnote."""
+"""Style of all figures: palette, canvas, footnote, number format."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 PALETTE: dict[str, str] = {
     "blue": "#0072B2", "orange": "#E69F00", "green": "#009E73", "red": "#D55E00",
     "purple": "#CC79A7", "sky": "#56B4E9", "yellow": "#F0E442", "black": "#000000", "grey": "#767676"}
-"""Okabe and Ito's colours; plain curves take them in this order, grey is for what stays in the background.
+"""Colours that colour-blind readers can tell apart; grey is for the background.
 
 Source: Okabe and Ito, Color Universal Design (2008).
 """
 
 PARTS: dict[str, str] = {"wte": PALETTE["orange"], "blocks": PALETTE["blue"], "lm_head": PALETTE["green"]}
-"""A part of the model has the same colour in every figure."""
+"""Colour of each part of the model, the same in every figure."""
 
 CURVES = [PALETTE[name] for name in ("orange", "blue", "green", "purple", "sky", "yellow", "grey")]
-"""Red is left for the points on the curves."""
+"""Colours of curves in order; red is for single points."""
 
 _STYLE: dict[str, Any] = {
     "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white",
@@ -38,7 +38,7 @@ _STYLE: dict[str, Any] = {
 
 
 class Figure(_Figure):
-    """A matplotlib figure that a notebook can show without pyplot."""
+    """A matplotlib figure that a notebook shows without pyplot."""
 
     def _repr_png_(self) -> bytes:
         from PIL import Image  # matplotlib brings it along
@@ -49,7 +49,7 @@ class Figure(_Figure):
 
 
 def packed(image: Image, colours: int = 256, optimize: bool = True) -> bytes:
-    """A picture as PNG: a notebook keeps it in the file, and a palette of 256 colours takes a third of the bytes.
+    """A picture as PNG with a palette of `colours`, because notebooks store it: a third of the bytes of full colour.
 
     64 colours take a quarter less again; without `optimize` it is a tenth more, in half the time.
     """
@@ -62,14 +62,14 @@ def packed(image: Image, colours: int = 256, optimize: bool = True) -> bytes:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The style of every figure, for the time of a `with` block or, as `@style()`, of a function."""
+    """Apply the style of all figures in a `with` block or, as `@style()`, in a function."""
     with matplotlib.rc_context(_STYLE):
         yield
 
 
 def canvas(columns: int = 1, height_in: float = 3.4, width_in: float = 7.0, rows: int = 1,
            **kwargs: Any) -> tuple[Figure, Any]:
-    """A figure of half a page and its axes (an array if there are several); `kwargs` go to `Figure.subplots`.
+    """Make a figure and its axes (an array if there are several); `kwargs` go to `Figure.subplots`.
 
     >>> with style():
     ...     figure, axes = canvas()
@@ -80,13 +80,22 @@ def canvas(columns: int = 1, height_in: float = 3.4, width_in: float = 7.0, rows
     return figure, figure.subplots(rows, columns, **kwargs)
 
 
+def ink(colour: str) -> str:
+    """Colour of a text on a background of `colour`: white or black, by contrast ratio.
+
+    >>> ink(PALETTE["blue"]), ink(PALETTE["green"])
+    ('white', 'black')
+    """
+    return "white" if colour in (PALETTE["blue"], PALETTE["black"]) else "black"
+
+
 def footnote(figure: Figure, text: str) -> None:
-    """One small line under a figure: what machine, date and command its numbers come from."""
+    """Write a small line under a figure: the machine, date and command that its numbers come from."""
     figure.supxlabel(text, x=0.01, ha="left", fontsize=7, color=PALETTE["grey"])
 
 
 def human(value: float) -> str:
-    """A count in three digits and a letter.
+    """Format a count with three digits and a letter for the power of 1000.
 
     >>> human(37_994_496), human(589_824), human(201_326_592), human(7), human(4.54e20)
     ('38.0M', '590K', '201M', '7', '454E')

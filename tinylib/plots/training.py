@@ -1,4 +1,4 @@
-"""Who takes which rows, and how a run went."""
+"""Training curves of runs."""
 
 from __future__ import annotations
 
@@ -17,33 +17,12 @@ _FAINT: dict[str, Any] = {"linewidth": 0.8, "alpha": 0.35}
 
 
 @style()
-def rank_rows(total_rows: int, device_batch_size: int, world_sizes: Sequence[int]) -> Figure:
-    """Which rank takes which rows of one global batch, in which accumulation step; a bar for each world size."""
-    figure, axes = canvas(height_in=0.9 + 0.55 * len(world_sizes))
-    colours = [PALETTE[name] for name in ("blue", "orange", "green", "purple", "sky", "red", "yellow", "grey")]
-    for place, world_size in enumerate(world_sizes):
-        for part in range(total_rows // device_batch_size):
-            accumulation, rank = divmod(part, world_size)
-            axes.barh(place, device_batch_size, left=part * device_batch_size, height=0.72, edgecolor="white",
-                      linewidth=1.5, color=colours[rank % len(colours)])
-            if total_rows // device_batch_size <= 16:
-                axes.text((part + 0.5) * device_batch_size, place, f"rank {rank}\nstep {accumulation + 1}",
-                          ha="center", va="center", fontsize=8, color="black" if rank % 8 in (1, 4, 6) else "white")
-    axes.set_yticks(range(len(world_sizes)), [f"{size} process{'es' * (size > 1)}" for size in world_sizes])
-    axes.set(xlabel="row of the global batch", xlim=(0, total_rows))
-    axes.set_title("One batch, however it is shared out")
-    axes.invert_yaxis()
-    axes.grid(visible=False)
-    return figure
-
-
-@style()
 def training_curves(runs: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], note: str = "",
                     marks: Mapping[int, str] | None = None) -> Figure:
-    """Training loss (each step, and a mean over about a twentieth of them) and bits per byte, by name of the run.
+    """Training loss (each step, and a moving average over a twentieth of them) and bits per byte, by name of the run.
 
-    A run is its metrics and its evaluations, each indexed by step, as `Run.metrics` gives them; `marks` says by step
-    what began there.
+    A run is its steps and its evaluations, each indexed by step, as `RunDirectory.metrics` gives them; `marks` are
+    vertical lines: step and text.
     """
     figure, (left, right) = canvas(columns=2)
     for (name, (steps, evaluations)), colour in zip(runs.items(), _COLOURS, strict=False):
@@ -62,7 +41,7 @@ def training_curves(runs: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], note:
     left.legend(loc="upper right", frameon=bool(marks), facecolor="white", edgecolor="none", framealpha=1)
     if marks:
         low, high = left.get_ylim()
-        left.set_ylim(low - 0.12 * (high - low), high)    # room for what is said below the curves
+        left.set_ylim(low - 0.12 * (high - low), high)    # room for the marks' texts below the curves
     for step, what in (marks or {}).items():
         left.axvline(step, color=PALETTE["black"], linewidth=1, linestyle=":")
         left.annotate(what, (step, 0.03), xycoords=("data", "axes fraction"), xytext=(4, 0), fontsize=8,
@@ -78,7 +57,7 @@ def _smooth(losses: pd.Series) -> pd.Series:
 
 
 def _name_axes(left: Axes, right: Axes) -> None:
-    left.set(xlabel="optimizer steps", ylabel="training loss, nats per token")
-    right.set(xlabel="optimizer steps", ylabel="validation, bits per byte")
-    left.set_title("What is minimised")
-    right.set_title("What we judge by")
+    left.set(xlabel="optimizer steps", ylabel="loss, nats per token")
+    right.set(xlabel="optimizer steps", ylabel="bits per byte")
+    left.set_title("Training loss")
+    right.set_title("Validation")

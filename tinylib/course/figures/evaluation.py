@@ -1,4 +1,4 @@
-"""How good a model is, and where its bits go."""
+"""Figures of notebook 05: bits per byte against compressors, by document, by position and by kind."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ if TYPE_CHECKING:
 
 
 @style()
-def race(evaluations: pd.Series, final: tuple[float, float, float], lines: Mapping[str, float],
-         note: str = "") -> Figure:
-    """Bits per byte of a run by step, over the lines that compressors draw.
+def bpb_vs_compressors(evaluations: pd.Series, final: tuple[float, float, float], compressors: Mapping[str, float],
+                       note: str = "") -> Figure:
+    """Bits per byte of a run by step, with those of compressors as dashed lines.
 
-    `final` is what the model needs for the text of the lines, with both ends of its interval; `note` goes below.
+    `final` is the model on the text that was compressed, with low and high of its confidence interval; `note` goes
+    below.
     """
     figure, axes = canvas(height_in=3.6)
     last, (value, low, high) = evaluations.index[-1], final
     axes.plot(evaluations.index, evaluations, "o-", color=PALETTE["blue"], markersize=4, label="the model, in training")
     axes.errorbar([1.04 * last], [value], [[value - low], [high - value]], fmt="D", color=PALETTE["red"], capsize=4,
-                  markersize=6, label=f"on the text of the lines: {value:.2f}")
-    for name, line in lines.items():
+                  markersize=6, label=f"the model, on the compressed text: {value:.2f}")
+    for name, line in compressors.items():
         axes.axhline(line, color=PALETTE["black"], linewidth=1.2, linestyle="--")
         axes.annotate(f"{line:.2f} {name}", (1, line), xycoords=("axes fraction", "data"), xytext=(5, 0),
                       textcoords="offset points", va="center", fontsize=8)
     axes.set(ylim=(0, None), xlim=(-0.02 * last, 1.15 * last), xlabel="optimizer steps", ylabel="bits per byte")
-    axes.set_title("What a held-out byte costs")
+    axes.set_title("Held-out bits per byte: model and compressors")
     axes.legend(loc="lower left")
     if note:
         footnote(figure, note)
@@ -39,27 +40,25 @@ def race(evaluations: pd.Series, final: tuple[float, float, float], lines: Mappi
 
 @style()
 def document_scatter(table: pd.DataFrame) -> Figure:
-    """A point a document: what `xz` needs against what the model needs, larger documents as larger points.
+    """Bits per byte of each document, the model's against those of `xz`; larger documents are larger points.
 
     `table` has the columns `bytes`, `model` and `xz`, the last two in bits per byte.
     """
     figure, axes = canvas(height_in=3.8)
     wins = table["model"] < table["xz"]
-    for chosen, colour, label in ((wins, "blue", "fewer bits by the model"), (~wins, "red", "fewer by xz")):
+    for chosen, colour, label in ((wins, "blue", "model needs fewer bits"), (~wins, "red", "xz needs fewer bits")):
         part = table[chosen]
         axes.scatter(part["xz"], part["model"], s=2 * np.sqrt(part["bytes"]), color=PALETTE[colour], alpha=0.55,
                      linewidth=0, label=f"{label}: {len(part)}")
     ends = [0.9 * table[["model", "xz"]].min().min(), 1.15 * table[["model", "xz"]].max().max()]
-    axes.plot(ends, ends, color=PALETTE["black"], linewidth=1, linestyle="--", label="as many bits")
-    axes.set(xscale="log", yscale="log", xlim=ends, ylim=(ends[0], 1.3 * table["model"].max()))
-    ticks = (0.5, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-    axes.set_xticks([tick for tick in ticks if ends[0] < tick < ends[1]])
-    axes.set_yticks([tick for tick in ticks if ends[0] < tick < axes.get_ylim()[1]])
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter("{x:g}")
-    axes.minorticks_off()
+    axes.plot(ends, ends, color=PALETTE["black"], linewidth=1, linestyle="--", label="equal")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    axes.set(xlim=ends, ylim=(ends[0], 1.3 * table["model"].max()))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set(xlabel="xz -9, bits per byte", ylabel="the model, bits per byte")
-    axes.set_title("Each document by itself")
+    axes.set_title("Bits per byte of each document")
     legend = figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     for handle in legend.legend_handles[:2]:
         handle.set_sizes([40])
@@ -68,7 +67,7 @@ def document_scatter(table: pd.DataFrame) -> Figure:
 
 @style()
 def where_bits_go(by_seen: pd.Series, by_kind: pd.DataFrame) -> Figure:
-    """Left: bits per byte by how many tokens the model has seen; right: by kind of document, beside `xz`.
+    """Bits per byte by number of preceding tokens (left), and by kind of document beside `xz` (right).
 
     `by_seen` is indexed by the largest number of tokens of each bin, `by_kind` has the columns `model` and `xz`.
     """
@@ -77,7 +76,7 @@ def where_bits_go(by_seen: pd.Series, by_kind: pd.DataFrame) -> Figure:
     left.set_xscale("log", base=2)
     left.set_xticks(by_seen.index[::2], [f"{seen:,}" for seen in by_seen.index[::2]])
     left.minorticks_off()
-    left.set(ylim=(0, 1.1 * by_seen.max()), xlabel="tokens seen in the window, up to", ylabel="bits per byte")
+    left.set(ylim=(0, 1.1 * by_seen.max()), xlabel="preceding tokens in the window, up to", ylabel="bits per byte")
     left.set_title("By position")
     place = np.arange(len(by_kind))
     right.barh(place - 0.2, by_kind["model"], height=0.4, color=PALETTE["blue"], label="the model")

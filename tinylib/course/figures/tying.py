@@ -1,8 +1,7 @@
-"""What one table instead of two does."""
+"""Figures of notebook 06: a tied model before training, and learning rates of the tables."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from tinylib.plots.style import PALETTE, PARTS, Figure, canvas, footnote, style
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
 
 @style()
 def tied_start(table: pd.DataFrame, uniform: float, chosen: float) -> Figure:
-    """Loss and own-token logit of a tied model before training, against the std that its table is drawn with.
+    """Loss and own-token logit of a tied model before training, against the std of its table's initialization.
 
     `table` is indexed by std, with the columns `loss` and `own_logit`; `uniform` is ln V, `chosen` the std of ours.
     """
@@ -22,14 +21,13 @@ def tied_start(table: pd.DataFrame, uniform: float, chosen: float) -> Figure:
     left.axhline(uniform, color=PALETTE["black"], linewidth=1, linestyle="--")
     left.annotate("ln V, a uniform guess", (0.98, uniform), xycoords=("axes fraction", "data"), xytext=(0, -11),
                   textcoords="offset points", ha="right", fontsize=8)
-    left.set(ylim=(0, None), ylabel="first loss, nats per token")
-    left.set_title("What it costs")
+    left.set_ylabel("first loss, nats per token")
+    left.set_title("Loss before training")
     right.plot(table.index, table["own_logit"], "o-", color=PALETTE["blue"])
-    right.set(ylim=(0, None), ylabel="logit of the token just read")
-    right.set_title("What it says")
+    right.set_ylabel("logit of the token just read")
+    right.set_title("Logit of a token for itself")
     for axes in (left, right):
-        axes.set_xscale("log")
-        axes.set_xlabel("std of the table")
+        axes.set(xscale="log", ylim=(0, None), xlabel="std of the table")
         axes.axvline(chosen, color=PALETTE["red"], linewidth=1, linestyle=":")
         axes.annotate("ours", (chosen, 0.92), xycoords=("data", "axes fraction"), xytext=(4, 0),
                       textcoords="offset points", fontsize=8, color=PALETTE["red"])
@@ -40,7 +38,7 @@ def tied_start(table: pd.DataFrame, uniform: float, chosen: float) -> Figure:
 def rate_curves(table: pd.DataFrame, note: str = "") -> Figure:
     """Bits per byte against a learning rate, a column of `table` for each table that has one; rings mark the best.
 
-    What is more than a quarter above the best of all lies outside of the picture.
+    The axis ends a quarter above the best of all.
     """
     figure, axes = canvas(height_in=3.4)
     colours = (PARTS["wte"], PARTS["lm_head"], PALETTE["black"])
@@ -52,28 +50,8 @@ def rate_curves(table: pd.DataFrame, note: str = "") -> Figure:
     axes.minorticks_off()
     axes.set(xlabel="learning rate, before the factor for the width", ylabel="validation, bits per byte",
              ylim=(0.98 * table.min(axis=None), min(1.02 * table.max(axis=None), 1.25 * table.min(axis=None))))
-    axes.set_title("One table, two wishes")
+    axes.set_title("Learning rates of the tables")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3)
-    if note:
-        footnote(figure, note)
-    return figure
-
-
-@style()
-def paired_differences(differences: pd.DataFrame, intervals: Mapping[str, tuple[float, float]],
-                       note: str = "") -> Figure:
-    """A point a seed, a bar for the interval of their mean; a row a column of `differences`, in bits per byte."""
-    figure, axes = canvas(height_in=1.2 + 0.55 * len(intervals))
-    for place, (name, (low, high)) in enumerate(intervals.items()):
-        axes.plot([low, high], [place, place], color=PALETTE["blue"], linewidth=6, alpha=0.3, solid_capstyle="butt")
-        axes.plot(differences[name], [place] * len(differences), "o", color=PALETTE["blue"], markersize=5)
-        axes.plot(differences[name].mean(), place, "|", color=PALETTE["black"], markersize=18, markeredgewidth=2)
-    axes.axvline(0, color=PALETTE["black"], linewidth=1)
-    axes.set_yticks(range(len(intervals)), list(intervals))
-    axes.set_ylim(len(intervals) - 0.5, -0.5)
-    axes.grid(axis="y", visible=False)
-    axes.set(xlabel="difference, bits per byte; left of zero the first is better")
-    axes.set_title("Same seed, same batches: the difference")
     if note:
         footnote(figure, note)
     return figure

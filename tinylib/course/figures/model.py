@@ -1,4 +1,4 @@
-"""What happens inside a model."""
+"""Figures of notebook 03: RoPE, softcap, losses, gradients, singular values, attention maps."""
 
 from __future__ import annotations
 
@@ -15,52 +15,49 @@ if TYPE_CHECKING:
 
 @style()
 def distance_only(scores_TT: np.ndarray) -> Figure:
-    """Scores of one query vector against one key vector at every pair of positions: as a map, and against distance.
+    """RoPE: scores of one query vector and one key vector at every pair of positions, as a map and against distance.
 
-    Right, every pair is a dot: where all dots of a distance fall on one another, the scores know nothing but distance.
+    On the right every pair is a dot.  Where all dots of a distance coincide, the score depends on distance alone.
     """
     figure, (left, right) = canvas(columns=2, height_in=3.2, gridspec_kw={"width_ratios": (1.2, 1)})
     scores_TT = np.asarray(scores_TT)
-    image = left.imshow(scores_TT, cmap="magma_r")
-    figure.colorbar(image, ax=left, shrink=0.8, label="query · key")
+    figure.colorbar(left.imshow(scores_TT, cmap="magma_r"), ax=left, shrink=0.8, label="query · key")
     left.grid(visible=False)
     left.set(xlabel="position of the key", ylabel="position of the query")
-    left.set_title("Every pair of positions")
+    left.set_title("By pair of positions")
     query, key = np.indices(scores_TT.shape)
     right.plot((query - key).ravel(), scores_TT.ravel(), ".", markersize=3, color=PALETTE["blue"])
     right.set(xlabel="query's minus key's position", ylabel="query · key")
-    right.set_title("The same, by distance")
+    right.set_title("By distance")
     return figure
 
 
 @style()
 def softcap(caps: Sequence[float] = (5.0, 15.0, 30.0), largest: float = 60.0) -> Figure:
-    """What cap·tanh(logit / cap) lets through, and its slope 1 - tanh², the factor on every gradient."""
+    """The softcap cap·tanh(logit / cap), and its slope 1 - tanh²(logit / cap), a factor of every gradient."""
     figure, (left, right) = canvas(columns=2, height_in=3.0)
     logit = np.linspace(-largest, largest, 401)
     left.plot(logit, logit, color=PALETTE["grey"], linewidth=1, linestyle="--", label="no cap")
     for cap, colour in zip(caps, CURVES, strict=False):
         left.plot(logit, cap * np.tanh(logit / cap), color=colour, label=f"cap {cap:g}")
-        right.plot(logit, 1 - np.tanh(logit / cap) ** 2, color=colour, label=f"cap {cap:g}")
-    left.set(ylim=(-40, 40), xlabel="raw logit, nats", ylabel="logit after the cap, nats")
-    left.set_title("What comes out")
+        right.plot(logit, 1 - np.tanh(logit / cap) ** 2, color=colour)
+    left.set(ylim=(-40, 40), xlabel="raw logit, nats", ylabel="capped logit, nats")
+    left.set_title("Value")
     left.legend(loc="upper left")
     right.set(ylim=(0, 1.05), xlabel="raw logit, nats", ylabel="slope, nats per nat")
-    right.set_title("What is left of the gradient")
+    right.set_title("Slope")
     return figure
 
 
 @style()
 def losses_by_step(curves: Mapping[str, Sequence[float]], levels: Mapping[str, float] | None = None,
                    title: str = "") -> Figure:
-    """Loss by step, a curve for each name; `levels` are dashed lines at losses that mean something."""
+    """Loss by step, a curve for each name; `levels` are dashed lines at reference losses."""
     figure, axes = canvas(height_in=3.0)
     for (name, curve), colour in zip(curves.items(), (CURVES[1], CURVES[0], *CURVES[2:]), strict=False):
         axes.plot(curve, color=colour, label=name)
     for name, level in (levels or {}).items():
-        axes.axhline(level, color=PALETTE["grey"], linewidth=1, linestyle="--")
-        axes.annotate(name, (1, level), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
-                      ha="right", fontsize=8)
+        axes.axhline(level, color=PALETTE["grey"], linewidth=1, linestyle="--", label=name)
     axes.set(ylim=(0, None), xlabel="step", ylabel="loss, nats per token")
     axes.set_title(title)
     axes.legend(loc="best")
@@ -69,37 +66,37 @@ def losses_by_step(curves: Mapping[str, Sequence[float]], levels: Mapping[str, f
 
 @style()
 def gradients(norms: pd.DataFrame) -> Figure:
-    """Norm of the gradient of each matrix, by layer: a row of `norms` a layer, a column a kind of matrix."""
+    """Norm of the gradient of each matrix by layer: a row of `norms` a layer, a column a kind of matrix."""
     figure, axes = canvas(height_in=3.0)
     for (name, norm), colour in zip(norms.items(), (*CURVES[:5], PALETTE["black"]), strict=False):
         axes.plot(norms.index, norm, "o-", color=colour, label=name, markersize=4, linewidth=1.3)
     axes.set_yscale("log")
     axes.set_xticks(list(norms.index))
     axes.set(xlabel="layer, 0 reads the embedding", ylabel="norm of the gradient")
-    axes.set_title("The gradient in each layer")
+    axes.set_title("Gradient norms by layer")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
     return figure
 
 
 @style()
 def singular_values(values: Mapping[str, np.ndarray]) -> Figure:
-    """Singular values of matrices of one shape, largest first, each relative to its matrix' largest."""
+    """Singular values of matrices of one shape, largest first, each relative to the largest of its matrix."""
     figure, axes = canvas(height_in=3.0)
     for (name, singular), colour in zip(values.items(), CURVES, strict=False):
         axes.plot(np.arange(1, len(singular) + 1), np.asarray(singular) / max(singular), color=colour, label=name)
     axes.set_yscale("log")
-    axes.set(xlabel="direction, strongest first", ylabel="singular value, largest = 1")
-    axes.set_title("How an update spreads over its directions")
+    axes.set(xlabel="direction, largest first", ylabel="singular value, largest = 1")
+    axes.set_title("Singular values of an update")
     axes.legend(loc="lower left")
     return figure
 
 
 @style()
 def attention(weights_LNTT: np.ndarray, tokens: Sequence[str]) -> Figure:
-    """A heat map of attention weights for each head, a row of maps for each layer; `tokens` label both axes."""
+    """Heat map of attention weights for each head, a row of maps for each layer; `tokens` label both axes."""
     layers, heads = np.shape(weights_LNTT)[:2]
-    figure = Figure(figsize=(7.0, 6.2 * layers / heads), layout="constrained")
-    grid = figure.subplots(layers, heads, squeeze=False, sharex=True, sharey=True)
+    figure, grid = canvas(columns=heads, rows=layers, height_in=6.2 * layers / heads, squeeze=False, sharex=True,
+                          sharey=True)
     for (layer, head), axes in np.ndenumerate(grid):
         image = axes.imshow(weights_LNTT[layer][head], cmap="magma_r", vmin=0, vmax=1)
         axes.set_title(f"layer {layer}, head {head}")
@@ -107,7 +104,7 @@ def attention(weights_LNTT: np.ndarray, tokens: Sequence[str]) -> Figure:
         axes.set_yticks(range(len(tokens)), tokens, fontsize=6)
         axes.tick_params(length=0)
         axes.grid(visible=False)
-    figure.supxlabel("token that is looked at", fontsize=10)
-    figure.supylabel("token that looks", fontsize=10)
-    figure.colorbar(image, ax=grid, shrink=0.6, label="attention weight, share of 1")
+    figure.supxlabel("key token", fontsize=10)
+    figure.supylabel("query token", fontsize=10)
+    figure.colorbar(image, ax=grid, shrink=0.6, label="attention weight, 0 to 1")
     return figure

@@ -1,9 +1,9 @@
-"""What a vocabulary gives and costs."""
+"""Figures of notebook 02: compression and cost by vocabulary, bytes a token by kind of text, token lengths."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,40 +13,41 @@ from tinylib.plots.style import CURVES, PALETTE, PARTS, Figure, canvas, style
 if TYPE_CHECKING:
     import pandas as pd
 
+    from tinylib.tokenizer import Decision
+
 
 @style()
 def compression_curve(table: pd.DataFrame, blocks: int, chosen: int) -> Figure:
-    """Characters per token, and the size of one vocabulary table, against the vocabulary.
+    """Characters per token, and the parameters of one vocabulary table, against the vocabulary.
 
-    `table` has the columns vocab_size, characters_per_token and table_parameters; `blocks` is the size of the
-    transformer blocks, `chosen` the vocabulary of the course.
+    `table` has the columns vocab_size, characters_per_token and table_parameters; `blocks` is the number of parameters
+    of the blocks, `chosen` the vocabulary of the course.
     """
     figure, (left, right) = canvas(columns=2)
     left.plot(table.vocab_size, table.characters_per_token, "o-", color=PALETTE["blue"])
-    left.set(ylim=(0, None), xlabel="vocabulary V, ids", ylabel="characters per token, held out")
-    left.set_title("What a larger vocabulary gives")
+    left.set(ylim=(0, None), ylabel="characters per token, held out")
+    left.set_title("Compression")
     right.plot(table.vocab_size, table.table_parameters / 1e6, "o-", color=PARTS["wte"], label="one table, V·D")
     right.axhline(blocks / 1e6, color=PARTS["blocks"], linestyle="--", label="all blocks, 12·L·D²")
-    right.set(ylim=(0, None), xlabel="vocabulary V, ids", ylabel="parameters, millions")
-    right.set_title("What it costs")
+    right.set(ylim=(0, None), ylabel="parameters, millions")
+    right.set_title("Size")
     right.legend(loc="upper left")
     for axes in (left, right):
-        _vocabularies(axes, table.vocab_size, chosen)
+        _vocabulary_axis(axes, table.vocab_size, chosen)
     return figure
 
 
 @style()
-def cost_of_text(costs: pd.DataFrame, chosen: int, decisions: Mapping[str, Any] | None = None) -> Figure:
+def cost_of_text(costs: pd.DataFrame, chosen: int, decisions: Mapping[str, Decision] | None = None) -> Figure:
     """Training FLOPs for the same text against the vocabulary, relative to the cheapest; a line a column of `costs`.
 
-    `costs` is indexed by vocabulary, one column for each model; a ring marks the cheapest vocabulary.  Or `decisions`
-    has a `tokenizer.Decision` for each column: below the lines a thick bar shows its 95 % interval, a thin one what
-    costs less than 1 % more.
+    `costs` is indexed by vocabulary, one column for each model.  A ring marks the cheapest vocabulary; or, with a
+    `Decision` for each column, a thick bar below the curves its 95 % confidence interval and a thin bar the
+    vocabularies that cost less than 1 % more.
     """
     figure, axes = canvas()
     for (name, cost), colour in zip(costs.items(), CURVES, strict=False):
-        relative = cost / cost.min()
-        axes.plot(relative.index, relative, "o-", color=colour, label=name, markersize=4)
+        axes.plot(cost.index, cost / cost.min(), "o-", color=colour, label=name, markersize=4)
         if not decisions:
             axes.plot(cost.idxmin(), 1, "o", color=colour, markersize=11, markerfacecolor="none")
     for place, (found, colour) in enumerate(zip((decisions or {}).values(), CURVES, strict=False)):
@@ -54,10 +55,10 @@ def cost_of_text(costs: pd.DataFrame, chosen: int, decisions: Mapping[str, Any] 
         axes.plot(found.flat, (y, y), color=colour, linewidth=1)
         axes.plot((found.low, found.high), (y, y), color=colour, linewidth=5, solid_capstyle="butt")
         axes.plot(found.vocab_size, y, "|", color=PALETTE["black"], markersize=9)
-    axes.set(xlabel="vocabulary V, ids", ylabel="FLOPs for the same text, cheapest = 1")
-    axes.set_title("The price of the same text")
-    axes.legend(loc="upper left")
-    _vocabularies(axes, costs.index, chosen)
+    axes.set_ylabel("FLOPs for the same text, cheapest = 1")
+    axes.set_title("Training FLOPs for the same text")
+    axes.legend(loc="best")
+    _vocabulary_axis(axes, costs.index, chosen)
     return figure
 
 
@@ -67,41 +68,42 @@ def price_by_kind(table: pd.DataFrame) -> Figure:
     figure, axes = canvas()
     wide = table.pivot_table(index="kind", columns="tokenizer", values="bytes_per_token", sort=False)
     width = 0.8 / len(wide.columns)
-    for place, ((name, covers), colour) in enumerate(zip(wide.items(), CURVES, strict=False)):
-        bars = axes.bar(np.arange(len(wide)) + (place - (len(wide.columns) - 1) / 2) * width, covers, width=width,
+    for place, ((name, sizes), colour) in enumerate(zip(wide.items(), CURVES, strict=False)):
+        bars = axes.bar(np.arange(len(wide)) + (place - (len(wide.columns) - 1) / 2) * width, sizes, width=width,
                         color=colour, label=name)
         axes.bar_label(bars, fmt="%.1f", fontsize=8)
     axes.axhline(1, color=PALETTE["grey"], linewidth=1, linestyle=":")
     axes.set_xticks(np.arange(len(wide)), wide.index)
     axes.grid(axis="x", visible=False)
-    axes.set(ylabel="bytes a token covers")
-    axes.set_title("Not all text is equally dear")
+    axes.set_ylabel("bytes per token")
+    axes.set_title("Bytes per token by kind of text")
     axes.legend(loc="upper right")
     return figure
 
 
 @style()
 def token_lengths(in_vocabulary: Sequence[int], in_text: Sequence[int], longest: int = 16) -> Figure:
-    """Bars of token lengths in bytes: the share of the vocabulary, and of the tokens of a text, that are so long."""
+    """Histogram of token lengths in bytes, in the vocabulary and in the tokens of a text, each in percent."""
     figure, axes = canvas()
     bins = np.arange(1, longest + 1)
-    for offset, label, lengths, colour in ((-0.2, "of the vocabulary", in_vocabulary, PALETTE["orange"]),
-                                           (0.2, "of the tokens of a text", in_text, PALETTE["blue"])):
+    for offset, label, lengths, colour in ((-0.2, "vocabulary", in_vocabulary, PALETTE["orange"]),
+                                           (0.2, "tokens of a text", in_text, PALETTE["blue"])):
         counts = np.bincount(np.minimum(lengths, longest), minlength=longest + 1)[1:]
         axes.bar(bins + offset, 100 * counts / counts.sum(), width=0.4, color=colour, label=label)
     axes.set_xticks(bins, [*map(str, bins[:-1]), f"≥{longest}"])
     axes.grid(axis="x", visible=False)
     axes.set(xlabel="length of a token, bytes", ylabel="share, %")
-    axes.set_title("Long tokens fill the table, short tokens fill the text")
-    axes.legend(loc="upper right")
+    axes.set_title("Long tokens fill the vocabulary, short tokens fill the text")
+    axes.legend(loc="best")
     return figure
 
 
-def _vocabularies(axes: Axes, vocab_sizes: Sequence[int], chosen: int) -> None:
-    """A logarithmic axis of vocabularies, the chosen one marked."""
-    axes.set_xscale("log", base=2)
+def _vocabulary_axis(axes: Axes, vocab_sizes: Sequence[int], chosen: int) -> None:
+    """A logarithmic axis of vocabularies, with a line at the chosen one."""
+    axes.set_xscale("log")
     axes.set_xticks(list(vocab_sizes), [f"{size:,}" for size in vocab_sizes], fontsize=8)
     axes.minorticks_off()
+    axes.set_xlabel("vocabulary V, ids")
     axes.axvline(chosen, color=PALETTE["red"], linewidth=1, linestyle=":", zorder=1)
     axes.annotate("ours", (chosen, 1), xycoords=("data", "axes fraction"), xytext=(3, -2), textcoords="offset points",
                   va="top", fontsize=8, color=PALETTE["red"])

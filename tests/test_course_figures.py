@@ -1,0 +1,170 @@
+"""Figures of single notebooks: what they draw equals what they are given."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tinylib import plots, sizing
+from tinylib.config import PRESETS, GPTConfig
+from tinylib.course import figures
+from tinylib.hardware import ACCELERATORS
+from tinylib.tokenizer import Decision
+
+D32, GOLDILOCKS = PRESETS["nanochat-d32"], PRESETS["goldilocks"]
+
+
+def words(figure: plots.Figure) -> set[str]:
+    return {text.get_text() for axes in figure.axes for text in axes.texts}
+
+
+def legend(figure: plots.Figure) -> list[str]:
+    return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+
+
+def test_vocabulary_share_is_the_split_of_real_shapes():
+    figure = figures.vocabulary_share("goldilocks", GOLDILOCKS, vocab_sizes=(24_576,))
+    width, share = figure.axes[0].lines[0].get_xydata().T
+    for dim in (64, 512, 4096):
+        split = sizing.parameters(GPTConfig(4, dim, 24_576)).split
+        assert np.interp(np.log(dim), np.log(width), share) == pytest.approx(split["wte"] + split["lm_head"], abs=0.05)
+    assert figure.axes[0].lines[-1].get_xydata()[0] == pytest.approx([512, 200 / 3])
+    assert legend(figure) == ["V = 24,576", "1 : 1 : 1", "goldilocks"]
+
+
+def test_hours_are_flops_over_what_the_devices_do():
+    published = (0.509, 71_680 * 1.572 / 3600)
+    plans = {device: sizing.plan(D32, device=device, nproc_per_node=8) for device in ("H100", "A100")}
+    figure = figures.time_against_mfu(plans, {"published": published})
+    lines = figure.axes[0].lines
+    for curve, device in zip(lines[:4:2], plans, strict=True):
+        mfu, hours = curve.get_xydata().T
+        steps = math.ceil(20 * sizing.parameters(D32).total / 524_288)
+        flops = steps * 524_288 * sizing.flops_per_token(D32)
+        np.testing.assert_allclose(hours, flops / (mfu / 100 * 8 * ACCELERATORS[device].peak_flops) / 3600)
+    assert np.interp(50.9, *lines[0].get_xydata().T) == pytest.approx(31.3, rel=0.01) == lines[-1].get_ydata()[0]
+    planned = plans["H100"]
+    assert lines[1].get_xydata().tolist() == [[pytest.approx(40), pytest.approx(planned.train_s / 3600)]]
+    assert f"8 × H100 at 40 % (assumed): {planned.train_s / 3600:.1f} h, ${planned.cost_usd:,.0f}" in legend(figure)
+
+
+def test_the_plane_of_flops_is_honest():
+    shapes = {name: PRESETS[name] for name in ("nano", "extremist", "nanochat-d20")}
+    figure = figures.iso_flop(shapes, context=1024)
+    axes = figure.axes[0]
+    lines = {line.get_label(): line.get_xydata() for line in axes.lines}
+    np.testing.assert_array_equal(lines["a shape"], [(sizing.parameters(config).total, sizing.token_budget(config))
+                                                     for config in shapes.values()])
+    size, tokens = lines["exact FLOPs"].T
+    own = [sizing.token_budget(config) * float(sizing.flops_per_token(config, 1024)) for config in shapes.values()]
+    np.testing.assert_allclose(6 * size * tokens, own)
+    assert lines["20 tokens a parameter"][:, 1] / lines["20 tokens a parameter"][:, 0] == pytest.approx(20)
+    straight = {float(f"{6 * size * tokens:.4g}") for line in axes.lines[1:]
+                for size, tokens in line.get_xydata() if line.get_linestyle() != "None"}
+    assert {tier.flops for tier in sizing.TIERS} <= straight
+    assert straight - {tier.flops for tier in sizing.TIERS} == {10.0**power for power in range(13, 21)}
+    factor = own[1] / np.prod(lines["a shape"][1]) / 6
+    assert f"extremist × {factor:.2f}" in words(figure) and "4e19: talks like a\nkindergartener" in words(figure)
+
+
+def test_figures_of_the_model_draw_what_they_are_given():
+    scores_TT = np.subtract.outer(np.arange(4), np.arange(4)) ** 2.0
+    left, right, _ = figures.distance_only(scores_TT).axes
+    np.testing.assert_array_equal(left.images[0].get_array(), scores_TT)
+    distance, score = right.lines[0].get_xydata().T
+    np.testing.assert_array_equal(score, distance**2)
+
+    before, slope = figures.softcap(caps=(15.0,)).axes
+    logit, capped = before.lines[1].get_xydata().T
+    assert abs(capped).max() < 15
+    np.testing.assert_allclose(np.gradient(capped, logit)[1:-1], slope.lines[0].get_ydata()[1:-1], atol=1e-3)
+
+    axes = figures.losses_by_step({"ours": [3.0, 2.0]}, {"ln V": 3.5}, "title").axes[0]
+    assert [line.get_ydata()[-1] for line in axes.lines] == [2.0, 3.5] and "ln V" in legend(axes.figure)
+
+    norms = pd.DataFrame({"up": [4.0, 2.0], "down": [1.0, 3.0]})
+    assert [list(line.get_ydata()) for line in figures.gradients(norms).axes[0].lines] == [[4, 2], [1, 3]]
+    spectrum = figures.singular_values({"gradient": np.array([8.0, 4.0, 1.0])}).axes[0].lines[0]
+    assert list(spectrum.get_ydata()) == [1, 0.5, 0.125]
+
+
+def test_attention_has_a_map_for_each_head():
+    weights_LNTT = np.random.default_rng(0).random((2, 3, 4, 4))
+    figure = figures.attention(weights_LNTT, "abcd")
+    maps = [axes.images[0].get_array() for axes in figure.axes[:6]]
+    np.testing.assert_array_equal(np.reshape(maps, weights_LNTT.shape), weights_LNTT)
+    assert [axes.get_title(loc="left") for axes in figure.axes[2:4]] == ["layer 0, head 2", "layer 1, head 0"]
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_the_figures_of_evaluation_draw_what_they_are_given():
+    evaluations = pd.Series({0: 3.5, 10: 2.0})
+    axes = figures.bpb_vs_compressors(evaluations, (2.1, 1.9, 2.4), {"xz": 2.7}, "how it was made").axes[0]
+    assert list(axes.lines[0].get_ydata()) == [3.5, 2.0] and words(axes.figure) == {"2.70 xz"}
+    [[bottom, top]] = [segment[:, 1] for segment in axes.collections[0].get_segments()]
+    assert (bottom, top) == pytest.approx((1.9, 2.4))
+
+    table = pd.DataFrame({"bytes": [100, 400, 900], "model": [1.0, 2.0, 3.0], "xz": [2.0, 1.5, 4.0]})
+    wins, losses = figures.document_scatter(table).axes[0].collections
+    assert wins.get_offsets().tolist() == [[2, 1], [4, 3]] and losses.get_offsets().tolist() == [[1.5, 2]]
+    assert list(wins.get_sizes()) == [20, 60]
+
+    kinds = pd.DataFrame({"model": [1.0, 2.0], "xz": [3.0, 4.0]}, index=["ast", "json"])
+    left, right = figures.where_bits_go(pd.Series({1: 5.0, 2: 4.0}), kinds).axes
+    assert list(left.lines[0].get_ydata()) == [5, 4]
+    assert [bar.get_width() for bar in right.patches] == [1, 2, 3, 4]
+
+
+def test_the_figures_of_tying_draw_what_they_are_given():
+    start = pd.DataFrame({"loss": [10.1, 22.3], "own_logit": [0.5, 15.0]}, index=[0.001, 0.8])
+    left, right = figures.tied_start(start, uniform=10.11, chosen=0.001).axes
+    assert list(left.lines[0].get_ydata()) == [10.1, 22.3] and list(left.lines[1].get_ydata()) == [10.11, 10.11]
+    assert list(right.lines[0].get_ydata()) == [0.5, 15.0]
+
+    rates = pd.DataFrame({"wte": [3.0, 2.0], "lm_head": [2.0, 3.0]}, index=[0.01, 0.1])
+    rings = [line for line in figures.rate_curves(rates).axes[0].lines if line.get_markersize() == 12]
+    assert [float(line.get_xdata()[0]) for line in rings] == [0.1, 0.01]
+
+
+def test_the_figures_of_the_tokenizer_draw_what_was_measured():
+    table = pd.DataFrame({"vocab_size": [384, 768, 1536], "characters_per_token": [1.7, 2.3, 2.9],
+                          "table_parameters": [24_576, 49_152, 98_304]})
+    left, right = figures.compression_curve(table, blocks=196_608, chosen=768).axes
+    assert left.lines[0].get_ydata().tolist() == [1.7, 2.3, 2.9]
+    assert right.lines[0].get_ydata().tolist() == [0.024576, 0.049152, 0.098304]
+    assert set(right.lines[1].get_ydata()) == {0.196608}
+    costs = pd.DataFrame({"narrow": [2.0, 1.0, 4.0]}, index=[384, 768, 1536])
+    axes, = figures.cost_of_text(costs, chosen=768).axes
+    assert axes.lines[0].get_ydata().tolist() == [2, 1, 4] and axes.lines[1].get_xdata() == [768]
+    axes, = figures.token_lengths([1, 1, 2, 40], [1, 1, 1, 2], longest=3).axes
+    assert [bar.get_height() for bar in axes.patches] == [50, 25, 25, 75, 25, 0]
+
+
+def test_the_costs_of_a_text_are_drawn_with_the_intervals_of_the_decisions():
+    costs = pd.DataFrame({"narrow": [2.0, 1.0, 4.0], "wide": [3.0, 2.0, 1.0]}, index=[384, 768, 1536])
+    decisions = {"narrow": Decision(760, low=700, high=800, flat=(650, 900), at_edge=False),
+                 "wide": Decision(1536, low=1400, high=1536, flat=(1300, 1536), at_edge=True)}
+    axes, = figures.cost_of_text(costs, 768, decisions).axes
+    drawn = [tuple(line.get_xdata()) for line in axes.lines]
+    for found in decisions.values():
+        assert (found.low, found.high) in drawn and found.flat in drawn and (found.vocab_size,) in drawn
+
+
+def test_price_by_kind_has_a_bar_for_each_tokenizer():
+    table = pd.DataFrame({"kind": ["words", "words", "scripts", "scripts"], "tokenizer": ["ours", "small"] * 2,
+                          "bytes_per_token": [4.0, 2.0, 1.5, 1.0]})
+    figure = figures.price_by_kind(table)
+    assert [bar.get_height() for bar in figure.axes[0].patches] == [4.0, 1.5, 2.0, 1.0]
+    assert legend(figure) == ["ours", "small"]
+
+
+def test_rank_rows_take_each_row_of_the_batch_once():
+    axes, = figures.rank_rows(32, 8, (1, 2, 4)).axes
+    for place in range(3):
+        bars = [bar for bar in axes.patches if round(bar.get_y() + bar.get_height() / 2) == place]
+        assert [(bar.get_x(), bar.get_width()) for bar in bars] == [(0, 8), (8, 8), (16, 8), (24, 8)]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["1 process", "2 processes", "4 processes"]
+    assert {"rank 0\nstep 4", "rank 1\nstep 2", "rank 3\nstep 1"} <= words(axes.figure)

@@ -1,0 +1,44 @@
+"""Checkers of notebook 01: architecture math."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from tinylib.config import PRESETS, GPTConfig
+from tinylib.course.exercises.registry import checker, given
+from tinylib.sizing import balanced, parameters
+
+
+@checker("01.1")
+def balanced_vocabulary(answer: Callable[[int, int], int]) -> None:
+    """The vocabulary whose table has as many parameters as the blocks of a depth and a width."""
+    for depth, dim in ((4, 512), (16, 256), (3, 192)):
+        found, right = given(answer(depth, dim)), balanced(depth, dim).vocab_size
+        assert found == right, (f"with {depth} layers of width {dim}, a table of {found} rows does not have as many "
+                                "parameters as the blocks: set V·D equal to 12·L·D² and solve for V")
+
+
+@checker("01.2")
+def tied_depth(answer: Callable[[GPTConfig], int]) -> None:
+    """The depth that a tied model can have with the parameters of the untied one."""
+    for config in (PRESETS["goldilocks"], PRESETS["conventional"], GPTConfig(5, 128, 10_000)):
+        depth, limit = given(answer(config)), parameters(config).total
+        assert isinstance(depth, int), f"a depth is a whole number: return an int, not {depth!r}"
+        grown = parameters(replace(config, depth=depth, tied=True)).total
+        assert grown <= limit, f"{depth} layers tied have {grown:,} parameters, more than the {limit:,} allowed"
+        assert parameters(replace(config, depth=depth + 1, tied=True)).total > limit, \
+            f"with {depth} layers another one still fits: a layer costs 12·D², tying frees V·D"
+
+
+@checker("01.3")
+def design(answer: Callable[[], GPTConfig]) -> None:
+    """An untied shape of 20M parameters, 8 layers or more, a third of them in the blocks."""
+    config = given(answer())
+    assert isinstance(config, GPTConfig), f"return a GPTConfig, not {type(config).__name__}"
+    count = parameters(config)
+    assert not config.tied and config.head_dim == 64, "the model must be untied, with a head dim of 64"
+    assert config.depth >= 8, f"{config.depth} layers are fewer than 8"
+    assert abs(count.total - 20e6) <= 0.01 * 20e6, f"{count.total:,} is not within 1 % of 20 million"
+    assert abs(count.split["blocks"] - 100 / 3) <= 1, \
+        f"the blocks have {count.split['blocks']:.1f} % of the parameters, not 32.3 to 34.3 %"

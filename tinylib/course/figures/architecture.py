@@ -1,0 +1,129 @@
+"""Figures of notebook 01: shares of the vocabulary, hours against MFU, the plane of parameters and tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from textwrap import fill
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator
+
+from tinylib.config import PRESETS, GPTConfig
+from tinylib.plots.marks import log2_axes, note
+from tinylib.plots.style import CURVES, PALETTE, Figure, canvas, human, style
+from tinylib.sizing import BUDGETS, TIERS, Plan, flops_per_token, parameters, token_budget
+
+_ON_THE_PLANE = ("nano", "micro", "mini", "goldilocks", "conventional", "extremist", "nanochat-d20", "nanochat-d26",
+                 "nanochat-d32")
+
+
+@style()
+def vocabulary_share(name: str, config: GPTConfig,
+                     vocab_sizes: Sequence[int] = (8_192, 24_576, 65_536, 131_072)) -> Figure:
+    """Share of both tables in an untied model of the depth of `config` against its width, a line a vocabulary.
+
+    The share is 2·V·D / (2·V·D + 12·L·D²) = V / (V + 6·L·D).  The point is `config` itself.
+
+    >>> vocabulary_share("goldilocks", PRESETS["goldilocks"]).axes[0].get_ylabel()
+    'both tables, % of parameters'
+    """
+    figure, axes = canvas(height_in=3.8)
+    dim = np.geomspace(64, 8192, 300)
+    for vocab_size, colour in zip(vocab_sizes, CURVES, strict=False):
+        share = 100 * vocab_size / (vocab_size + 6 * config.depth * dim)
+        axes.plot(dim, share, color=colour, label=f"V = {vocab_size:,}")
+    axes.axhline(200 / 3, color=PALETTE["grey"], linewidth=1, linestyle="--", label="1 : 1 : 1")
+    share = 100 * 2 * parameters(config).wte / parameters(config).total_untied
+    axes.plot(config.dim, share, "o", color=PALETTE["red"], label=name)
+    log2_axes(axes, (64, 8192))
+    axes.set(ylim=(0, 102), xlabel="width D, numbers per token", ylabel="both tables, % of parameters")
+    axes.set_title(f"Share of the vocabulary in a model of {config.depth} layers")
+    axes.legend(loc="lower left")
+    return figure
+
+
+@style()
+def time_against_mfu(plans: Mapping[str, Plan], marks: Mapping[str, tuple[float, float]] | None = None) -> Figure:
+    """Hours of training against MFU, a line a plan: FLOPs / (MFU × devices × peak FLOP/s).
+
+    A ring is the plan at its own MFU, with time and cost in the legend.  `marks` are measured runs by name, each its
+    MFU (a share) and its hours.
+    """
+    figure, axes = canvas(height_in=4.2)
+    mfu = np.geomspace(0.05, 0.8, 60)
+    for (name, plan), colour in zip(plans.items(), CURVES, strict=False):
+        flops_per_s = plan.world_size * plan.accelerator.peak_flops
+        axes.plot(100 * mfu, plan.flops / (mfu * flops_per_s) / 3600, color=colour)
+        axes.plot(100 * plan.mfu, plan.train_s / 3600, "o-", color=colour, markerfacecolor="white", zorder=3,
+                  label=f"{plan.world_size} × {name} at {100 * plan.mfu:.0f} %{' (assumed)' * plan.is_assumed}: "
+                        f"{plan.train_s / 3600:,.1f} h, ${plan.cost_usd:,.0f}")
+    for name, (share, hours) in (marks or {}).items():
+        axes.plot(100 * share, hours, "o", color=PALETTE["red"], markersize=7, zorder=4, label=name)
+    axes.set(yscale="log", xlim=(0, 82), xlabel="MFU, % of the peak", ylabel="training, hours")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    plan = next(iter(plans.values()))
+    axes.set_title(f"{human(parameters(plan.config).total)} parameters, {human(plan.tokens)} tokens")
+    axes.legend(loc="upper right")
+    return figure
+
+
+@style()
+def iso_flop(shapes: Mapping[str, GPTConfig] | None = None, context: int | None = None) -> Figure:
+    """The plane of parameters and training tokens with lines of equal training FLOPs, both axes logarithmic.
+
+    On a line 6·N·D is the same: 6 FLOPs for each of N parameters and each of D tokens, the usual estimate.  The exact
+    count of a model, `flops_per_token`, adds attention scores and has its embedding for free.  So a whisker leads from
+    each of `shapes`, at Chinchilla's 20 tokens a parameter, to the line of its exact count, and the label has the
+    factor.  Black lines are those of TIERS that reach the right edge.
+
+    >>> iso_flop().axes[0].get_xlabel()
+    'parameters N'
+    """
+    shapes = {name: PRESETS[name] for name in _ON_THE_PLANE} if shapes is None else shapes
+    figure, axes = canvas(height_in=4.8)
+    sizes = np.array([parameters(config).total for config in shapes.values()], float)
+    tokens = np.array([token_budget(config) for config in shapes.values()], float)
+    flops = tokens * [flops_per_token(config, context) for config in shapes.values()]
+    across = np.array([sizes.min() / 4, sizes.max() * 8])
+    axes.set(xscale="log", yscale="log", xlim=across, ylim=(tokens.min() / 15, tokens.max() * 15),
+             xlabel="parameters N", ylabel="training tokens D")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: human(value).replace(".00", "").replace(".0", ""))
+    axes.minorticks_off()
+    axes.plot(across, BUDGETS["all"].tokens_per_parameter * across, color=PALETTE["blue"],
+              label="20 tokens a parameter")
+    _flop_lines(axes, flops, across)
+    axes.vlines(sizes, tokens, flops / (6 * sizes), color=PALETTE["red"], linewidth=1.6)
+    axes.plot(sizes, flops / (6 * sizes), "_", color=PALETTE["red"], label="exact FLOPs")
+    axes.plot(sizes, tokens, "o", color=PALETTE["red"], markersize=5, zorder=3, label="a shape")
+    labels: dict[tuple[float, float], list[str]] = {}    # shapes of about one size share a label
+    for name, size, count, cost in zip(shapes, sizes, tokens, flops, strict=True):
+        place = next((known for known in labels if math.isclose(known[0], size, rel_tol=0.1)), (size, count))
+        labels.setdefault(place, []).append(f"{name} × {cost / (6 * size * count):.2f}")
+    for place, names in labels.items():
+        note(axes, "\n".join(names), *place, (7, -3), va="top")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    axes.set_title("Training FLOPs, spent on parameters or on tokens")
+    return figure
+
+
+def _flop_lines(axes: Axes, flops: np.ndarray, across: np.ndarray) -> None:
+    """Lines of equal 6·N·D: dotted for powers of ten, named in the half above the points; black for TIERS."""
+    low, high = axes.get_ylim()
+    label = "equal 6·N·D"
+    for power in range(math.floor(math.log10(flops.min())), math.ceil(math.log10(flops.max())) + 1):
+        product = 10.0**power / 6
+        axes.plot(across, product / across, color=PALETTE["grey"], linewidth=0.8, linestyle=":", label=label)
+        label = ""
+        size = max(1.6 * across[0], product / (0.6 * high), math.sqrt(product / 20 / 200))
+        note(axes, f"1e{power}", size, product / size, ha="center")
+    for tier in TIERS:
+        at_edge = tier.flops / (6 * across[1])
+        if low < at_edge < high:
+            axes.plot(across, tier.flops / 6 / across, color=PALETTE["black"], linewidth=1.4)
+            text = fill(f"{tier.flops:.2g}: {tier.ability}".replace("e+", "e"), 20)
+            note(axes, text, across[1], at_edge, (5, 0), annotation_clip=False)
