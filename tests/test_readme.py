@@ -1,53 +1,128 @@
-"""The README is true: its commands work, its files are there, its course is the course."""
+"""The README is true: its commands work, its files are there, its course is the course.
+
+Every command that README, notebooks, `plan`, batch files and messages print is run, small, with torchrun's own parser.
+"""
 
 from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import get_args_parser
 
-from tinylib import __main__ as cli
+from tinylib.cli import main
 from tinylib.config import PRESETS
-from tinylib.course import NOTEBOOKS
-from tinylib.flags import train_config
-from tinylib.hardware import profile
+from tinylib.course.runner import NOTEBOOKS
+from tinylib.profiles import profile
+from tinylib.rundir import find_run
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line.split("#")[0].strip() for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
             for line in block.splitlines()]
-QUICK = ("size", "search", "plan")
+COMMAND = re.compile(r"(?:tinylib|python -m tinylib|torchrun) .+")
+TINY = shlex.split("--depth 1 --dim 32 --head-dim 16 --vocab-size 300 --seq-len 16 --steps 2 --total-batch-size 1024 "
+                   "--device-batch-size 2 --eval-every None --compile off --device cpu")
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("python -m tinylib")])
-def test_its_verbs_work(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    verb, *arguments = shlex.split(command)[3:]
-    assert verb in cli.VERBS
-    if verb in QUICK:
-        assert cli.main([verb, *arguments]) == 0
-        assert json.loads(capsys.readouterr().out.splitlines()[-1])
-    else:
-        with pytest.raises(SystemExit) as leaving:    # the flags are known: help is reached
-            cli.main([verb, *arguments[:1], "--help"])
-        assert leaving.value.code == 0
-        shown = capsys.readouterr().out
-        assert all(word in shown for word in arguments if word.startswith("--"))
+def words_of(command: str) -> list[str]:
+    """What a command of the shell passes to tinylib; torchrun's own parser takes off its own flags."""
+    words = shlex.split(os.path.expandvars(command), comments=True)
+    if words[0] == "torchrun" or "torch.distributed.run" in words:
+        first = 1 if words[0] == "torchrun" else words.index("torch.distributed.run") + 1
+        found = get_args_parser().parse_args(words[first:])
+        assert found.module and found.training_script == "tinylib"
+        return list(found.training_script_args)
+    return words[3:] if words[:3] == ["python", "-m", "tinylib"] else words[1:]
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("torchrun")])
-def test_its_training_commands_are_whole_configurations(command: str) -> None:
-    words = shlex.split(command)
-    config = train_config(words[words.index("train") + 1:])
-    assert config.model in PRESETS.values() and config.device_batch_size == 32
+def shrunk(words: list[str], text: Path) -> list[str]:
+    """The same command for a tiny model and a small text; the last of two equal flags counts."""
+    words = [str(text) if word == "fineweb-edu" else word for word in words]
+    if words[:2] == ["tokenize", "train"]:
+        return [*words, "--vocab-size", "300"]
+    return [*words, *TINY, "--data", "data/smoke/shards"] if words[0] == "train" else words
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small text, to run commands in."""
+    folder = tmp_path_factory.mktemp("home")
+    lines = (f"Line {n} says {n * n}, and {n + 1} comes next.\n" for n in range(2000))
+    (folder / "text.txt").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture
+def inside(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`home` as the working directory and as tinylib's home."""
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("TINYLIB_HOME", str(home))
+    return home
+
+
+def test_its_commands_work_in_their_order(inside: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    commands = [command for command in COMMANDS if COMMAND.fullmatch(command)]
+    assert len(commands) > 8
+    for command in commands:
+        words = shrunk(words_of(command), inside / "text.txt")
+        if command.startswith("torchrun"):
+            agent = re.sub("--nproc-per-node=[0-9]+", "--nproc-per-node=2", command).split(" -m tinylib ")[0].split()
+            done = subprocess.run([sys.executable, "-m", "torch.distributed.run", *agent[1:], "-m", "tinylib", *words],
+                                  capture_output=True, text=True, timeout=240)
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.count("finished") == 1    # rank 0 alone reports
+        else:
+            assert main(words) == 0, (command, capfd.readouterr().err)
+    assert find_run("gpu/untied").saved_steps() == [2]
+
+
+def test_the_command_of_a_plan_trains(inside: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for name, nodes in (("alone", "1"), ("together", "2")):
+        assert main(["plan", "--model", "nano", "--nproc-per-node", "2", "--nnodes", nodes]) == 0
+        command = next(line for line in capfd.readouterr().out.splitlines() if line.startswith("torchrun"))
+        words = [*shrunk(words_of(command), inside / "text.txt"), "--run-dir", name]
+        assert main(words) == 0, capfd.readouterr().err
+
+
+def test_the_command_of_a_batch_file_trains(inside: Path, capfd: pytest.CaptureFixture[str],
+                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    words = shrunk(["train", "--slurm", "job", "--nnodes", "2", "--nproc-per-node", "2", "--run-dir", "batch"],
+                   inside / "text.txt")
+    assert main(words) == 0, capfd.readouterr().err
+    for name, value in {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "7", "first": "node1", "port": "20007"}.items():
+        monkeypatch.setenv(name, value)
+    text = (inside / "job").read_text().replace("\\\n", "")
+    command = next(line for line in text.splitlines() if line.startswith("srun"))
+    assert main(words_of(command)) == 0, capfd.readouterr().err
+
+
+def test_commands_in_notebooks_and_messages_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    cells = [cell for name in NOTEBOOKS for cell in
+             json.loads((ROOT / f"notebooks/{name}.ipynb").read_text(encoding="utf-8"))["cells"]]
+    texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    texts += [file.read_text(encoding="utf-8") for file in (ROOT / "tinylib").rglob("*.py")]
+    texts += [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "data/README.md", "environment.yml")]
+    commands = {found.strip() for text in texts for found in
+                re.findall(r"python -m tinylib((?: [a-z]+)+(?: --[a-z-]+)*)", text)}
+    assert {"tokenize shards", "doctor"} <= commands
+    for command in sorted(commands):
+        flags = [word for word in command.split() if word.startswith("--")]
+        verb = [word for word in command.split() if word not in flags]
+        assert main([*verb[:2 if verb[0] in ("corpus", "tokenize", "runs") else 1], "--help"]) == 0, command
+        assert all(flag in capsys.readouterr().out for flag in flags)
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("make")])
 def test_its_targets_exist(command: str) -> None:
-    assert f"\n{command.split()[1]}:" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    subprocess.run([*command.split(), "--dry-run"], cwd=ROOT, check=True, capture_output=True)
 
 
 def test_its_python_is_python_with_our_names() -> None:

@@ -1,0 +1,89 @@
+"""Verbs for text: corpus fetch; tokenize train, shards, eval."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from tinylib import profiles
+from tinylib.cli import tables
+from tinylib.cli.verbs import App, CorpusName, Result, app, verb
+
+corpora, tokenize = App(), App()
+app.command(corpora, name="corpus", help="Text on this machine: fetch NAME.")
+app.command(tokenize, name="tokenize", help="Tokenizer and token shards: train, shards, eval.")
+
+
+@verb(corpora)
+def fetch(name: str, shards: int | None = None, column: str | None = None, refresh: bool = False) -> Result:
+    """Download or harvest a corpus, whole, and list its splits.
+
+    Args:
+        name: pydocs, pydocs-stdlib, pysource, fineweb-edu, climbmix, owner/name of a data set of the hub, or a path
+        shards: training files of a data set of the hub to fetch; remembered, at first 15
+        column: column of a parquet file, or field of a JSON line, that holds the text; remembered, at first "text"
+        refresh: harvest a built-in corpus again, or take the newest revision on the hub
+    """
+    from tinylib import corpus
+
+    manifest = corpus.fetch(name, shards=shards, column=column, refresh=refresh)
+    return Result(manifest, tables.facts(corpus.table(manifest)))
+
+
+@verb(tokenize)
+def train(corpus: CorpusName = None, vocab_size: int | None = None, max_chars: int | None = None,
+          tokenizer: Path | None = None, column: str | None = None) -> Result:
+    """Train a tokenizer on the training split of a corpus; defaults are the profile's.
+
+    Args:
+        vocab_size: tokens, special ones included
+        max_chars: most characters to train on
+        tokenizer: folder to write
+    """
+    from tinylib.corpus import load
+    from tinylib.tokenizer import Tokenizer
+
+    profile = profiles.profile()
+    began_s, folder = time.perf_counter(), tokenizer or profile.tokenizer
+    texts = load(corpus or profile.corpus, column=column).texts("train")
+    learned = Tokenizer.train(texts, vocab_size or profile.train.model.vocab_size, max_chars=max_chars,
+                              progress=sys.stderr.isatty())
+    learned.save(folder)
+    return Result({"tokenizer": folder, "vocab_size": learned.vocab_size, "fingerprint": learned.fingerprint,
+                   "seconds": time.perf_counter() - began_s})
+
+
+@verb(tokenize)
+def shards(corpus: CorpusName = None, tokenizer: Path | None = None, shards: Path | None = None,
+           processes: int | None = None, column: str | None = None) -> Result:
+    """Encode a corpus into token shards, without the parts that a killed call finished; defaults are the profile's.
+
+    Args:
+        shards: folder to write
+        processes: processes that encode; None takes one a core
+    """
+    from tinylib.corpus import SPLITS, load
+    from tinylib.shards import Shards, build
+    from tinylib.tokenizer import Tokenizer
+
+    profile = profiles.profile()
+    source, folder = load(corpus or profile.corpus, column=column), shards or profile.shards
+    build({split: source.texts(split) for split in SPLITS}, Tokenizer.load(tokenizer or profile.tokenizer), folder,
+          processes=processes, progress=True)
+    return Result({"shards": folder} | {f"{split}_{count}": getattr(Shards(folder, split), count)
+                                        for split in SPLITS for count in ("tokens", "documents")})
+
+
+@verb(tokenize, name="eval")
+def evaluate(corpus: CorpusName = None, tokenizer: Path | None = None, column: str | None = None) -> Result:
+    """Compression of the tokenizer by kind of text, and what other vocabularies of a corpus would cost the model."""
+    from tinylib.corpus import load
+    from tinylib.course.samples import kinds
+    from tinylib.tokenizer import Tokenizer, report
+
+    profile = profiles.profile()
+    source = load(corpus or profile.corpus, column=column)
+    found = report(Tokenizer.load(tokenizer or profile.tokenizer), source.texts("train"), source.texts("val"),
+                   profile.train.model, kinds=kinds())
+    return Result(found.facts(), str(found))

@@ -1,0 +1,113 @@
+"""Verbs for a model on paper: size, search, plan."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from tinylib import sizing
+from tinylib.cli import tables
+from tinylib.cli.verbs import Flags, Result, typed, verb
+from tinylib.config import GPTConfig, preset_name
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@verb()
+def size(config: Flags[GPTConfig], batch_size: int = 1) -> Result:
+    """Parameters, FLOPs and bytes of a model.
+
+    Args:
+        batch_size: sequences at once, for activations, logits and the KV cache, in float32
+    """
+    facts = {"config": config} | sizing.sheet(config, batch_size)
+    shown = {name: value for name, value in facts.items() if not hasattr(config, name)}
+    return Result(facts | {"published": sizing.PUBLISHED.get(preset_name(config) or "")},
+                  tables.facts(shown | {"published": _published(config)}))
+
+
+def _published(config: GPTConfig) -> str | None:
+    """What others reported of a run of this preset."""
+    run = sizing.PUBLISHED.get(preset_name(config) or "")
+    return run and f"{run.hours} h, {tables.dollars(run.usd)}: {run.holds}"
+
+
+def _search(**request: Any) -> pd.DataFrame:
+    """The flags of `search`.
+
+    Args:
+        total: parameters
+        vocab_sizes: vocabularies to try, one or more numbers
+        max_dim: largest width; None takes what can fit
+        tolerance: distance from total that is allowed, as a share
+        blocks_percent: wanted share of the blocks; None takes a third, or half of a tied model
+        context: tokens, for FLOPs and KV cache
+    """
+    return sizing.search(**request)
+
+
+typed(_search, sizing.search, vocab_sizes=Sequence[int])
+
+
+@verb()
+def search(found: Annotated[Any, tyro.conf.arg(name="", constructor=_search)]) -> Result:
+    """Shapes of a given size, the twelve best balanced of them; --json has every figure."""
+    best = found.head(12)
+    shown = tables.frame(best.iloc[:, :0].assign(**{
+        "preset": best["preset"], "depth": best["depth"], "dim": best["dim"], "V": best["vocab_size"],
+        "total": best["total"].map(tables.quantity), "decoding": best["decode_bytes"].map(tables.size),
+        "a token": best["flops_per_token"].map(lambda flops: tables.quantity(flops, "FLOP"))}), index=False)
+    words = ["", *(sizing.describe(row, found) for _, row in best.iterrows())]
+    rows = [f"{line}  {text}" for line, text in zip(shown.splitlines(), words, strict=True)]
+    front = int(found["pareto"].sum())
+    return Result({"found": len(found), "pareto": front, "candidates": best.to_dict("records"),
+                   "missed": sizing.missed(found).head(12).to_dict("records")},
+                  "\n".join([*rows, "", f"{len(found)} shapes, {front} of them on the Pareto front"]))
+
+
+@verb()
+def plan(made: Annotated[sizing.Plan, tyro.conf.arg(name="", constructor=sizing.plan)]) -> Result:
+    """What training a model takes: tokens, steps, memory, time and cost, here and on other hardware."""
+    elsewhere = sizing.plans(made.config, nproc_per_node=made.nproc_per_node, nnodes=made.nnodes, tokens=made.tokens,
+                             total_batch_size=made.total_batch_size, mfu=made.utilisation)
+    rows = {"config": made.config} | made.table().to_dict() | {"capability": sizing.tier(made.flops),
+                                                               "published": _published(made.config)}
+    command = train_command(made)
+    text = "\n".join([tables.facts(rows), "", command, "", _hardware(elsewhere)])
+    return Result(made.figures() | {"command": command, "elsewhere": elsewhere.to_dict("index")}, text)
+
+
+def _hardware(elsewhere: pd.DataFrame) -> str:
+    """Devices as rows: what each is, and the plan on it."""
+    formats = {"TFLOP/s": ("peak, TFLOP/s", "{:,.0f}"), "memory": ("memory, GB", "{:.0f} GB"),
+               "an hour": ("USD an hour", "${:.2f}"), "micro-batch": ("micro-batch", "{}"),
+               "accumulation": ("accumulation", "{:.0f}"), "MFU": ("MFU, %", "{:.1f} %")}
+    columns = {name: elsewhere[column].map(form.format, na_action="ignore") for name, (column, form) in formats.items()}
+    columns |= {"step": elsewhere["step, s"].map(tables.duration, na_action="ignore"),
+                "training": (3600 * elsewhere["hours"]).map(tables.duration, na_action="ignore"),
+                "cost": elsewhere["USD"].map(tables.dollars, na_action="ignore")}
+    return tables.frame(elsewhere.iloc[:, :0].assign(**columns))
+
+
+def train_command(plan: sizing.Plan) -> str:
+    """The command that carries out a plan, on each of its machines.
+
+    >>> from tinylib.config import PRESETS
+    >>> train_command(sizing.plan(PRESETS["mini"], total_batch_size=65_536)).split(" -m ")
+    ['torchrun --standalone --nproc-per-node=1', 'tinylib train --model mini --steps 2880 --total-batch-size 65536 \
+--device-batch-size 32']
+    """
+    name = preset_name(plan.config)
+    changed = {field.name: getattr(plan.config, field.name) for field in dataclasses.fields(GPTConfig)
+               if getattr(plan.config, field.name) != field.default}
+    flags = {"model": name} if name else changed
+    flags |= {"steps": plan.steps, "total_batch_size": plan.total_batch_size,
+              "device_batch_size": plan.device_batch_size} | ({"recompute": True} if plan.recompute else {})
+    nodes = "--standalone" if plan.nnodes == 1 else (
+        f"--nnodes={plan.nnodes} --rdzv-backend=c10d --rdzv-id=tinylib --rdzv-endpoint=HOST:29400")
+    words = [f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in flags.items()]
+    return f"torchrun {nodes} --nproc-per-node={plan.nproc_per_node} -m tinylib train " + " ".join(words)
