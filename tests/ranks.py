@@ -104,7 +104,7 @@ def story(run: str) -> list[dict[str, Any]]:
 
 
 def ending(run: str) -> dict[str, Any]:
-    """The newest checkpoint: a hash of each of its files, and its train state but for where and how often the run saved."""
+    """The newest checkpoint: a hash of each file, and its train state but for where and how often the run saved."""
     folder = RunDirectory(run).checkpoint()
     state = checkpoint.read_train_state(folder)
     del state["train"]["run_dir"], state["train"]["save_every"]

@@ -11,12 +11,12 @@ from dataclasses import asdict, replace
 
 import pytest
 import tyro
-from tinylib.course.samples import kinds
 
 from tinylib import sizing
 from tinylib.cli import main, verbs
 from tinylib.cli.design import train_command
 from tinylib.config import PRESETS, TrainConfig, to_json
+from tinylib.course.samples import kinds
 from tinylib.rundir import Process, RunDirectory, Step
 from tinylib.shards import Shards, build
 from tinylib.tokenizer import Tokenizer

@@ -255,9 +255,8 @@ def batch_problem(total_batch_size: int, device_batch_size: int, seq_len: int, w
 
     The one rule for batches, in tokens: total_batch_size is a multiple of device_batch_size × seq_len × world_size.
 
-    >>> batch_problem(90, 2, 16, world_size=2)
-    'total_batch_size=90 is not a multiple of device_batch_size × seq_len × processes = 2 × 16 × 2 = 64: use 64, 128 or \
-192'
+    >>> batch_problem(9, 2, 1, world_size=2)
+    'total_batch_size=9 is not a multiple of device_batch_size × seq_len × processes = 2 × 1 × 2 = 4: use 4, 8 or 12'
     """
     unit = device_batch_size * seq_len * world_size
     if total_batch_size % unit == 0:
