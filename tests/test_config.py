@@ -72,7 +72,7 @@ def test_every_field_of_a_run_has_its_rule(change, message):
 
 
 def test_a_batch_that_does_not_divide_gets_the_nearest_legal_totals():
-    with pytest.raises(ConfigError, match=r"total_batch_size=500000 .* use 458752 or 524288"):
+    with pytest.raises(ConfigError, match=r"total_batch_size=500000 .* use 458752, 524288 or 589824"):
         TrainConfig(total_batch_size=500_000)
 
 

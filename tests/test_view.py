@@ -323,7 +323,7 @@ control.stop.click()
 assert control.doing and control.stop.disabled and control.resume.disabled
 assert wait_until(lambda: run.state == "stopped" and not view.live, 60)
 assert control.stop.disabled and not control.resume.disabled
-assert '"state": "stopped"' in html.unescape(control.text.value)
+assert "stopped" in html.unescape(control.text.value)
 stopped_at = len(run.metrics())
 """, """
 control.resume.click()

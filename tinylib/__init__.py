@@ -6,7 +6,7 @@ device is probed, no environment variable is read, no logging is set up.
 Letters in shapes: B batch, T tokens, D dim, F mlp, V vocabulary, L layers, N heads, H head dim.
 """
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 HOUSE = {
     "checks": "one message for a wrong value: field, value, rule, fix",

@@ -258,15 +258,14 @@ def batch_problem(total_batch_size: int, device_batch_size: int, seq_len: int, w
     >>> batch_problem(9, 2, 1, world_size=2)
     'total_batch_size=9 is not a multiple of device_batch_size × seq_len × processes = 2 × 1 × 2 = 4: use 4, 8 or 12'
     """
-    unit = device_batch_size * seq_len * world_size
+    factors = {"device_batch_size": device_batch_size, "seq_len": seq_len}
+    factors |= {"processes": world_size} if world_size > 1 else {}
+    unit = math.prod(factors.values())
     if total_batch_size % unit == 0:
         return None
-    names, factors = ["device_batch_size", "seq_len"], [device_batch_size, seq_len]
-    if world_size > 1:
-        names, factors = [*names, "processes"], [*factors, world_size]
     middle = max(2, round(total_batch_size / unit))    # of the three nearest multiples above zero
-    return (f"total_batch_size={total_batch_size} is not a multiple of {' × '.join(names)} = "
-            f"{' × '.join(map(str, factors))} = {unit}: use "
+    return (f"total_batch_size={total_batch_size} is not a multiple of {' × '.join(factors)} = "
+            f"{' × '.join(map(str, factors.values()))} = {unit}: use "
             + join_or(unit * count for count in (middle - 1, middle, middle + 1)))
 
 

@@ -67,23 +67,10 @@ def train(config: TrainConfig, resume: bool = False, callback: Callback | None =
 class Trainer:
     """One rank of one run: prepare, compile, then step, evaluate and save until the last step."""
 
-    # What runs where, set by the constructor
-    config: TrainConfig
-    world: World
-    directory: RunDirectory
-
-    # Set by prepare()
-    model: GPT
-    optimizer: Optimizer
-    gradient: Tensor
-    """Every gradient of the model in one flat tensor; each weight's `.grad` is a view into it."""
-    scaler: GradScaler
     step: int
     """Steps done."""
-
-    # Statistics
-    losses: list[float]
-    step_s: list[float]
+    gradient: Tensor
+    """Every gradient of the model in one flat tensor; each weight's `.grad` is a view into it."""
     ranks: list[dict[str, float]]
     """Of each rank, at the last step: seconds of its own work, before it waits for the others, and peak memory."""
 
@@ -92,7 +79,9 @@ class Trainer:
         self.config, self.world, self.directory = config, world, directory
         self.stop_requested, self.callback = stop_requested, callback
         self.rows = config.total_batch_size // config.model.seq_len
-        self.losses, self.step_s, self.ranks = [], [], []
+        self.losses: list[float] = []
+        self.step_s: list[float] = []
+        self.ranks = []
         self.write_event: Callback = lambda record: None
 
     def prepare(self, resume: bool = False) -> None:

@@ -71,7 +71,7 @@ def search(found: Annotated[Any, tyro.conf.arg(name="", constructor=_search)]) -
 
 @verb()
 def plan(made: Annotated[sizing.Plan, tyro.conf.arg(name="", constructor=sizing.plan)]) -> Result:
-    """What training a model takes: tokens, steps, memory, time and cost, here and on other hardware."""
+    """Plan of a training run: tokens, steps, memory, time and cost, here and on other hardware."""
     elsewhere = sizing.plans(made.config, nproc_per_node=made.nproc_per_node, nnodes=made.nnodes, tokens=made.tokens,
                              total_batch_size=made.total_batch_size, mfu=made.utilisation)
     rows = {"config": made.config} | made.table().to_dict() | {"capability": sizing.tier(made.flops),

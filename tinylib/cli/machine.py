@@ -87,7 +87,7 @@ def rm(run: RunName) -> Result:
 
 @verb()
 def doctor() -> Result:
-    """What this machine has, what is missing and what to do about it; exit code 1 if the course can't run."""
+    """Environment check: this machine, what is missing and how to get it; exit code 1 if the course can't run."""
     from tinylib.doctor import doctor
 
     checks = doctor()
