@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
+from tinylib.checks import UserError
 from tinylib.shards import build, building, parts
 from tinylib.tokenizer import Tokenizer
 
@@ -264,7 +265,7 @@ def test_a_worker_that_is_killed_is_one_error(tokenizer, tmp_path, expected):
             for worker in live_workers():
                 worker.kill()
 
-    with pytest.raises(RuntimeError, match="a process that encodes text was killed: if memory ran out, use fewer"):
+    with pytest.raises(UserError, match="a process that encodes text was killed: if memory ran out, use fewer"):
         build(DOCUMENTS | {"train": texts()}, tokenizer, tmp_path / "s", tokens_per_file=1000, processes=2)
     assert not [*live_workers()] and not (tmp_path / "s").exists()
     rebuild(tokenizer, tmp_path / "s", processes=2)
@@ -273,7 +274,7 @@ def test_a_worker_that_is_killed_is_one_error(tokenizer, tmp_path, expected):
 
 def test_an_error_in_a_worker_is_raised_here(tmp_path):
     with parts.Workers(1, tmp_path / "text") as workers:
-        task = workers.submit(tmp_path / "part.bin", parts.pack(["a"]), tmp_path / "nothing", np.dtype("uint16"))
+        task = workers.submit(tmp_path / "part.bin", b'["a"]', tmp_path / "nothing", np.dtype("uint16"))
         with pytest.raises(FileNotFoundError, match="no tokenizer in"):
             task.result(timeout=60)
     assert not [*live_workers()] and list(tmp_path.iterdir()) == []

@@ -1,13 +1,13 @@
 """Documents to token files, encoded in parallel; finished parts are kept when a build is killed.
 
-Documents are grouped into parts of about PART_CHARACTERS, whatever the number of processes.  The tokens of a part are a
-file of their own, named by a hash of text and tokenizer, so the next build of the same documents finds it.  The token
-files are the parts in the order of the documents.
+Documents are grouped into parts of about PART_CHARACTERS, whatever the number of processes.  The tokens of a part are
+in a file named by a hash of text and tokenizer, so the next build of the same documents finds it.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections import deque
@@ -24,9 +24,9 @@ import numpy as np
 
 from tinylib import checks, files, hardware
 from tinylib.checks import UserError
-from tinylib.shards.parts import Workers, pack, read_part, write_part
+from tinylib.shards.parts import Workers, read_part, write_part
 from tinylib.shards.reading import IDS, Shards
-from tinylib.tokenizer import Tokenizer, batch_texts
+from tinylib.tokenizer import Tokenizer, batch_texts, to_utf8
 
 PART_CHARACTERS = 1_000_000
 """Characters that are encoded, hashed and kept together."""
@@ -43,9 +43,11 @@ def build(documents: Mapping[str, Iterable[str]], tokenizer: Tokenizer, folder: 
     end, the finished parts take as much disk again as the tokens; a build that was killed leaves them in
     `.FOLDER.part`, and the next one skips them.
 
-    Raises UserError for a split without documents and for a lone surrogate, OSError for a full disk and while another
-    process builds there, RuntimeError where a worker is killed.
+    Raises UserError for a split without documents, a lone surrogate and a killed worker; OSError for a full disk and
+    while another process builds there.
     """
+    from tqdm import tqdm
+
     processes = hardware.cores() if processes is None else processes
     checks.raise_if("build", [
         checks.check_int("tokens_per_file", tokens_per_file), checks.check_int("processes", processes),
@@ -56,9 +58,9 @@ def build(documents: Mapping[str, Iterable[str]], tokenizer: Tokenizer, folder: 
     with _work_folder(target) as work, files.write_folder(target) as out:
         tokenizer.save(out / "tokenizer")
         token_files = _TokenFiles(out, tokens_per_file)
-        with Workers(processes, work / "text") as workers, _bar(progress) as bar:
-            encoder = _Encoder(tokenizer, out / "tokenizer", dtype, work, workers)
-            for part in encoder.parts(streams):
+        with Workers(processes, work / "text") as workers, tqdm(
+                desc="text to shards", unit=" characters", unit_scale=True, mininterval=1, disable=not progress) as bar:
+            for part in _Encoder(tokenizer, out / "tokenizer", dtype, work, workers).parts(streams):
                 token_files.append(part, *read_part(part.file, dtype))
                 bar.update(part.characters)
         files.write_json(out / "index.json", {
@@ -73,12 +75,6 @@ def _not_empty(split: str, texts: Iterable[str]) -> Iterator[str]:
     for first in stream:
         return chain([first], stream)
     raise UserError(f"split {split!r} has no documents: a corpus of a few is too small to be split")
-
-
-def _bar(progress: bool) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(desc="text to shards", unit=" characters", unit_scale=True, mininterval=1, disable=not progress)
 
 
 @contextmanager
@@ -99,8 +95,8 @@ def _work_folder(target: Path) -> Iterator[Path]:
             yield work
         except BaseException as error:
             finished = len([*work.glob("*.bin")])
-            kept = f"{finished} finished parts are kept in {work}" if finished else "nothing was kept"
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            kept = f"{finished} finished parts are kept in {work}"
+            if finished and isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise OSError(errno.ENOSPC, f"no space left on the disk, {kept}: free some and run again",
                               str(target)) from error
             if finished:
@@ -135,36 +131,33 @@ class _Encoder:
 
     def parts(self, streams: Mapping[str, Iterable[str]]) -> Iterator[_Part]:
         """The finished parts in the order of the documents, of which twice as many as workers are read ahead."""
-        waiting: deque[tuple[_Part, Future[None]]] = deque()
+        waiting: deque[tuple[_Part, Future[None] | None]] = deque()
         for split, stream in streams.items():
             for texts in batch_texts(stream, PART_CHARACTERS):
                 waiting.append(self._begin(split, texts))
                 yield from _finished(waiting, 2 * self.workers.count)
         yield from _finished(waiting, 0)
 
-    def _begin(self, split: str, texts: list[str]) -> tuple[_Part, Future[None]]:
-        """A part, and when it is written: at once, unless a worker does it."""
-        packed = pack(texts)
-        identity = sha256(packed)
-        identity.update(self.tokenizer.fingerprint.encode())
-        part = _Part(split, len(texts), sum(map(len, texts)), len(packed) - 8 * (1 + len(texts)),
-                     self.work / f"{identity.hexdigest()}.bin")
+    def _begin(self, split: str, texts: list[str]) -> tuple[_Part, Future[None] | None]:
+        """A part, and the task of the worker that writes it; None if it is written."""
+        size, as_json = sum(len(to_utf8(text)) for text in texts), json.dumps(texts).encode()
+        name = sha256(as_json + self.tokenizer.fingerprint.encode()).hexdigest()
+        part = _Part(split, len(texts), sum(map(len, texts)), size, self.work / f"{name}.bin")
         self._characters += part.characters
-        written: Future[None] = Future()
         if read_part(part.file, self.dtype) is not None:
-            written.set_result(None)
-        elif self.workers.count > 1 and self._characters > SMALL_CHARACTERS:
-            written = self.workers.submit(part.file, packed, self.saved, self.dtype)
-        else:
-            written.set_result(write_part(part.file, texts, self.tokenizer, self.dtype))
-        return part, written
+            return part, None
+        if self.workers.count > 1 and self._characters > SMALL_CHARACTERS:
+            return part, self.workers.submit(part.file, as_json, self.saved, self.dtype)
+        write_part(part.file, texts, self.tokenizer, self.dtype)
+        return part, None
 
 
-def _finished(waiting: deque[tuple[_Part, Future[None]]], most: int) -> Iterator[_Part]:
-    """Take the first parts until at most `most` wait and the first is unwritten; raises what went wrong in a worker."""
-    while waiting and (len(waiting) > most or waiting[0][1].done()):
-        part, written = waiting.popleft()
-        written.result()
+def _finished(waiting: deque[tuple[_Part, Future[None] | None]], most: int) -> Iterator[_Part]:
+    """Take the first parts until `most` wait; raises what went wrong in a worker."""
+    while len(waiting) > most:
+        part, task = waiting.popleft()
+        if task is not None:
+            task.result()
         yield part
 
 
@@ -185,22 +178,13 @@ class _TokenFiles:
         entry["tokens"] += len(tokens)
         ends, start = np.cumsum(counts), 0
         while start < len(tokens):
-            file = self._open_file(part.split, entry["files"])
-            document = np.searchsorted(ends, start + self._limit - file["tokens"])
-            end = int(ends[min(document, len(ends) - 1)])
-            self._write(file, tokens[start:end])
+            if not entry["files"] or entry["files"][-1]["tokens"] >= self._limit:
+                entry["files"].append({"name": f"{part.split}_{len(entry['files']):03d}.bin", "tokens": 0})
+                self._hash = sha256()
+            file = entry["files"][-1]
+            end = int(ends[np.searchsorted(ends[:-1], start + self._limit - file["tokens"])])
+            with (self._folder / file["name"]).open("ab") as opened:
+                opened.write(tokens[start:end].data)
+            self._hash.update(tokens[start:end].data)
+            file |= {"tokens": file["tokens"] + end - start, "sha256": self._hash.hexdigest()}
             start = end
-
-    def _open_file(self, split: str, split_files: list[dict[str, Any]]) -> dict[str, Any]:
-        """The last file of a split if it is short of `tokens_per_file`, else a new one."""
-        if not split_files or split_files[-1]["tokens"] >= self._limit:
-            split_files.append({"name": f"{split}_{len(split_files):03d}.bin", "tokens": 0})
-            self._hash = sha256()
-        return split_files[-1]
-
-    def _write(self, file: dict[str, Any], tokens: np.ndarray) -> None:
-        with (self._folder / file["name"]).open("ab") as opened:
-            opened.write(tokens.data)
-        self._hash.update(tokens.data)
-        file["tokens"] += len(tokens)
-        file["sha256"] = self._hash.hexdigest()

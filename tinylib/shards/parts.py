@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -18,30 +19,10 @@ from typing import Any
 import numpy as np
 
 from tinylib import files
-from tinylib.tokenizer import Tokenizer, to_utf8
+from tinylib.checks import UserError
+from tinylib.tokenizer import Tokenizer
 
 _HASH_BYTES = 32
-
-
-def pack(texts: Sequence[str]) -> bytes:
-    """Serialize `texts`: their number, the length of each in UTF-8 (int64), their bytes.
-
-    Raises UserError for a lone surrogate.
-    """
-    encoded = [to_utf8(text) for text in texts]
-    return np.array([len(texts), *map(len, encoded)], dtype=np.int64).tobytes() + b"".join(encoded)
-
-
-def unpack(packed: bytes) -> list[str]:
-    """The texts in `packed`.
-
-    >>> unpack(pack(["é", "", "ab"]))
-    ['é', '', 'ab']
-    """
-    count = int(np.frombuffer(packed, dtype=np.int64, count=1)[0])
-    ends = 8 * (count + 1) + np.cumsum(np.frombuffer(packed, dtype=np.int64, count=count, offset=8))
-    starts = [8 * (count + 1), *ends.tolist()]
-    return [packed[start:end].decode() for start, end in zip(starts, ends.tolist(), strict=False)]
 
 
 def write_part(file: Path, texts: Sequence[str], tokenizer: Tokenizer, dtype: np.dtype) -> None:
@@ -72,9 +53,8 @@ def read_part(file: Path, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray] | No
 class Workers:
     """A pool of worker processes that starts with the first task and is gone at the end of the `with` block.
 
-    A task is three paths: the text, spooled to a file in `spool`; the tokenizer; the part to write.  Workers of loky,
-    unlike those of `multiprocessing`, don't run the caller's script again.  Two idle resource trackers, loky's and
-    Python's, stay until this process ends, because everything in it that uses them shares them.
+    The text of a task goes through a file in `spool`, because a pipe that is full when a worker dies blocks loky.  Unlike
+    those of `multiprocessing`, loky's workers don't run the caller's script again.
     """
 
     def __init__(self, count: int, spool: Path) -> None:
@@ -90,20 +70,19 @@ class Workers:
             self._executor.shutdown(wait=True, kill_workers=True)
         shutil.rmtree(self._spool, ignore_errors=True)
         if isinstance(error, BrokenProcessPool):
-            raise RuntimeError("a process that encodes text was killed: if memory ran out, use fewer processes"
-                               ) from error
+            raise UserError("a process that encodes text was killed: if memory ran out, use fewer processes") from error
 
-    def submit(self, file: Path, packed: bytes, tokenizer: Path, dtype: np.dtype) -> Future[None]:
-        """Have a worker write the part `file` from the texts in `packed`."""
+    def submit(self, file: Path, texts: bytes, tokenizer: Path, dtype: np.dtype) -> Future[None]:
+        """Have a worker write the part `file` from `texts`, a list in JSON."""
         if self._executor is None:
             from joblib.externals.loky import ProcessPoolExecutor
 
             self._spool.mkdir()
             self._executor = ProcessPoolExecutor(self.count, initializer=_start, initargs=(os.getpid(),))
         self._tasks += 1
-        text = self._spool / f"{os.getpid()}_{self._tasks}"
-        text.write_bytes(packed)
-        return self._executor.submit(_work, text, tokenizer, file, dtype)
+        spooled = self._spool / f"{self._tasks}"
+        spooled.write_bytes(texts)
+        return self._executor.submit(_work, spooled, tokenizer, file, dtype)
 
 
 def _start(parent: int) -> None:
@@ -118,12 +97,10 @@ def _exit_with(parent: int) -> None:
     os._exit(1)
 
 
-def _work(text: Path, tokenizer: Path, file: Path, dtype: np.dtype) -> None:
-    packed = text.read_bytes()
-    text.unlink()
-    write_part(file, unpack(packed), _load(tokenizer), dtype)
+def _work(spooled: Path, tokenizer: Path, file: Path, dtype: np.dtype) -> None:
+    texts = json.loads(spooled.read_bytes())
+    spooled.unlink()
+    write_part(file, texts, _load(tokenizer), dtype)
 
 
-@lru_cache(maxsize=1)
-def _load(tokenizer: Path) -> Tokenizer:
-    return Tokenizer.load(tokenizer)
+_load = lru_cache(maxsize=1)(Tokenizer.load)

@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,6 @@ IGNORED = -1
 """Padding of the targets; the loss leaves it out."""
 IDS = {"uint16": 1 << 16, "uint32": 1 << 32}
 """Data types of token files, and the number of ids that each can hold."""
-_BLOCK = 4096    # samples whose places are computed at once: numpy takes little longer for thousands than for one
 
 
 @dataclass(frozen=True)
@@ -85,10 +84,16 @@ class Shards:
                                     "train and tokenize shards")
         self.index: dict[str, Any] = json.loads(index_file.read_text(encoding="utf-8"))
         self._check()
-        self._entry = self.index["splits"][split]
+        entry = self.index["splits"][split]
+        self.tokens: int = entry["tokens"]    # with the BOS of each document
+        self.documents: int = entry["documents"]
+        self.characters: int = entry["characters"]
+        self.bytes: int = entry["bytes"]    # of the text in UTF-8, the denominator of bits per byte
+        self.vocab_size: int = self.index["vocab_size"]
+        self._lengths = np.array([file["tokens"] for file in entry["files"]], dtype=np.int64)
         # A plain view, because the memmap class makes every slice several times slower.
         self._files = [np.memmap(self.folder / file["name"], dtype=self.index["dtype"], mode="r").view(np.ndarray)
-                       for file in self._entry["files"]]
+                       for file in entry["files"]]
 
     def __repr__(self) -> str:
         return f"Shards({str(self.folder)!r}, split={self.split!r}, tokens={self.tokens}, vocab_size={self.vocab_size})"
@@ -110,37 +115,12 @@ class Shards:
 
     def verify(self) -> None:
         """Read every file and compare its sha256 with the index; UserError names one that has changed."""
-        for file in self._entry["files"]:
+        for file in self.index["splits"][self.split]["files"]:
             with (self.folder / file["name"]).open("rb") as opened:
                 found = hashlib.file_digest(opened, "sha256").hexdigest()
             if found != file["sha256"]:
                 raise UserError(f"{self.folder / file['name']} has sha256 {found} where {file['sha256']} was written: "
-                                 f"build the shards in {self.folder} again")
-
-    @property
-    def tokens(self) -> int:
-        """Number of tokens, the BOS of each document included."""
-        return int(self._entry["tokens"])
-
-    @property
-    def documents(self) -> int:
-        """Number of documents."""
-        return int(self._entry["documents"])
-
-    @property
-    def characters(self) -> int:
-        """Characters of the text."""
-        return int(self._entry["characters"])
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of the text in UTF-8, the denominator of bits per byte."""
-        return int(self._entry["bytes"])
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids (V) of the tokenizer."""
-        return int(self.index["vocab_size"])
+                                f"build the shards in {self.folder} again")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -151,7 +131,7 @@ class Shards:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that encoded the text; ConfigError if the folder now holds another one."""
         tokenizer = Tokenizer.load(self.folder / "tokenizer")
-        self.check_tokenizer(tokenizer.fingerprint, f"{self.folder / 'tokenizer'}")
+        self.check_tokenizer(tokenizer.fingerprint, str(self.folder / "tokenizer"))
         return tokenizer
 
     def check_tokenizer(self, fingerprint: str, where: str) -> None:
@@ -191,10 +171,6 @@ class Shards:
         for start in range(0, last, batch_size):
             yield self._read(np.arange(start, min(start + batch_size, last)), seq_len)
 
-    @cached_property
-    def _lengths(self) -> np.ndarray:
-        return np.array([file["tokens"] for file in self._entry["files"]], dtype=np.int64)
-
     def _starts(self, seq_len: int) -> np.ndarray:
         """Number of the first window of each file, and the number of windows as the last entry."""
         checks.raise_if("Shards", [checks.check_int("seq_len", seq_len)])
@@ -205,12 +181,8 @@ class Shards:
         if windows == 0:
             raise UserError(f"split {self.split!r} of {self.folder} holds {self.tokens} tokens and so no target: "
                             "it needs more text")
-        samples = batch.step * batch.rows + _chosen(rows, batch.rows)
-        if not len(samples):
-            return samples
-        first, last = (int(sample) // _BLOCK for sample in (samples.min(), samples.max()))
-        places = [_places(block, windows, batch.seed) for block in range(first, last + 1)]
-        return (places[0] if len(places) == 1 else np.concatenate(places))[samples - first * _BLOCK]
+        epochs, positions = np.divmod(batch.step * batch.rows + _chosen(rows, batch.rows), windows)
+        return permute(positions, windows, seed=batch.seed, epoch=epochs)
 
     def _locate(self, windows: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
         """File of each window, and the place in it of the window's first token."""
@@ -230,15 +202,6 @@ class Shards:
         for row in np.flatnonzero(lengths < seq_len):
             x[row, lengths[row]:], y[row, lengths[row]:] = 0, IGNORED
         return torch.from_numpy(x), torch.from_numpy(y)
-
-
-@lru_cache(maxsize=64)
-def _places(block: int, windows: int, seed: int) -> np.ndarray:
-    """The windows of `_BLOCK` consecutive samples, which may span epochs."""
-    epochs, positions = np.divmod(np.arange(block * _BLOCK, (block + 1) * _BLOCK), windows)
-    places = permute(positions, windows, seed=seed, epoch=epochs)
-    places.flags.writeable = False
-    return places
 
 
 def _chosen(rows: Rows, count: int) -> np.ndarray:
