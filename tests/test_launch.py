@@ -14,9 +14,9 @@ from dataclasses import replace
 import psutil
 import pytest
 
+from tinylib import hardware
 from tinylib.config import ConfigError, GPTConfig, TrainConfig, to_json
 from tinylib.launch import Run, RunFailed, RunStopped, attach, launch, runs, start
-from tinylib.launch.devices import visible_devices
 from tinylib.launch.stop import wait_until
 from tinylib.rundir import RunDirectory
 from tinylib.shards import build
@@ -245,9 +245,10 @@ def test_a_folder_of_something_else_is_not_removed(config, tmp_path):
 
 
 def test_auto_is_one_process_a_gpu_and_one_without(config, monkeypatch):
-    assert start.gpus_or_one(visible_devices("cpu"), "auto") == 1
+    assert hardware.visible_devices("cpu") == ["cpu"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    assert start.gpus_or_one(visible_devices("auto"), "auto") == 4
+    assert hardware.visible_devices("auto") == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
     with pytest.raises(ConfigError, match="nproc_per_node=8 is more than the GPUs that are visible: use 4 or fewer"):
         launch(replace(config, device="auto"), 8)
 

@@ -21,9 +21,11 @@ import pytest
 import torch
 from ranks import free_port
 
+from tinylib import hardware
+from tinylib.checks import UserError
 from tinylib.config import ConfigError
 from tinylib.launch import Run, RunFailed, launch, write_slurm
-from tinylib.launch.devices import raise_if_busy, visible_devices
+from tinylib.launch.devices import raise_if_busy
 from tinylib.launch.hints import HINTS, KILLED, PEER_GONE, hint
 from tinylib.launch.start import LaunchSettings
 from tinylib.launch.stop import wait_until
@@ -146,8 +148,9 @@ def test_a_run_takes_the_first_gpus_that_are_visible(tiny, tmp_path, started, mo
     assert agent_environment(started[-1])["CUDA_VISIBLE_DEVICES"] == "0"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 3")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert visible_devices("auto") == ["cuda:2", "cuda:3"]
-    started.append(launch(replace(config, run_dir=str(tmp_path / "b")), 2))
+    assert hardware.visible_devices("auto") == ["cuda:2", "cuda:3"]
+    started.append(launch(replace(config, run_dir=str(tmp_path / "b"))))    # "auto": a process for each
+    assert started[-1].read_config()["world_size"] == 2
     assert agent_environment(started[-1])["CUDA_VISIBLE_DEVICES"] == "2,3"
 
 
@@ -162,7 +165,7 @@ def test_a_second_torchrun_of_one_run_needs_gpus_of_its_own(tiny, sleeper):
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is such a device")
 @pytest.mark.parametrize("kind", ["cuda", "mps"])
 def test_a_device_that_is_not_here_is_refused_at_once(tiny, kind):
-    with pytest.raises(ConfigError, match=f"device='{kind}' is not on this machine"):
+    with pytest.raises(UserError, match=f"device='{kind}' is not on this machine"):
         launch(replace(tiny, device=kind))
 
 

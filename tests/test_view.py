@@ -11,7 +11,6 @@ import os
 import random
 from dataclasses import replace
 
-import ipywidgets
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -24,7 +23,7 @@ from tinylib.files import lines_backwards
 from tinylib.launch import Run, attach, launch, show
 from tinylib.launch.stop import wait_until
 from tinylib.launch.view import Controls, Snapshot, log_end
-from tinylib.plots.live import LiveCurves
+from tinylib.plots.training import LiveCurves
 from tinylib.rundir import Curve, Eval, Header, Progress, Step, progress_line
 from tinylib.rundir.records import to_line
 
@@ -249,7 +248,7 @@ def test_without_a_notebook_runs_are_lines(run, capsys):
 
 @pytest.fixture
 def controls(run) -> Controls:
-    return Controls(ipywidgets, run, lambda: None)
+    return Controls(run, lambda: None)
 
 
 @pytest.mark.parametrize(("state", "alive", "stop", "resume"), [

@@ -88,6 +88,26 @@ def device(kind: str = "auto") -> Device:
                   known and known.peak_flops)
 
 
+def visible_devices(kind: str = "auto") -> list[str]:
+    """Devices of this machine for a run on `kind`: "cuda:N" for each GPU in CUDA_VISIBLE_DEVICES, or "mps", or "cpu".
+
+    Raises UserError if this machine has no device of `kind`.
+
+    >>> visible_devices("cpu")
+    ['cpu']
+    """
+    if kind == "cpu":
+        return ["cpu"]
+    import torch
+
+    count = torch.cuda.device_count() if kind != "mps" else 0    # counts without initializing CUDA in this process
+    if count == 0:
+        return [device(kind).kind]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    names = [name.strip() for name in visible if name.strip()] or map(str, range(count))
+    return [f"cuda:{name}" for name in names][:count]
+
+
 def accelerator(name: str) -> Accelerator | None:
     """Entry of ACCELERATORS for a device name as the driver reports it; None if the model is not listed.
 

@@ -97,7 +97,8 @@ class Trainer:
         self.resumed = resume
         start = find_start(config, self.directory, self.shards, self.dtype, resume)
         self.directory.create()    # everything is valid: from here on the run directory is written
-        self.directory.write_pid(f"rank{world.rank}", self._process())
+        taken = hardware.visible_devices(world.device.type)[world.device.index or 0]
+        self.directory.write_pid(f"rank{world.rank}", Process.current(taken))
         if world.rank == 0 and os.environ.get(LAUNCHED) != "1":
             self.directory.write_config(config, world.size)
         self.step = start.step
@@ -299,14 +300,6 @@ class Trainer:
         if self.world.rank == 0:
             self.directory.write_status(state, step=self.step, steps=self.config.steps, world_size=self.world.size,
                                         ranks=self.ranks, **facts)
-
-    def _process(self) -> Process:
-        """This process with its device, by which `launch` sees what is taken."""
-        device = self.world.device
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        index = device.index or 0
-        name = visible[index].strip() if index < len(visible) and visible[index].strip() else str(index)
-        return Process.current(f"cuda:{name}" if device.type == "cuda" else device.type)
 
 
 def _flat_gradient(model: GPT) -> Tensor:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tinylib import checks, profiles, rundir
+from tinylib import checks, hardware, profiles, rundir
 from tinylib.config import TrainConfig, from_dict
 from tinylib.events import check_tensorboard
 from tinylib.launch import start, stop
-from tinylib.launch.devices import launch_lock, raise_if_busy, visible_devices
+from tinylib.launch.devices import launch_lock, raise_if_busy
 from tinylib.launch.hints import hint
 from tinylib.launch.start import LaunchSettings
 from tinylib.launch.stop import wait_until
@@ -52,12 +54,13 @@ class Run(RunDirectory):
             return "failed" if state == "lost" and self.errors() else state
         if self.errors():
             state = "failed"
-        return "restarting" if state in ENDED and self._may_restart() else state
+        agents = [role for role in self.alive() | self.remote_processes() if role.startswith("agent")]
+        may_restart = state in ENDED and agents and self._settings().max_restarts > 0
+        return "restarting" if may_restart else state
 
     def log(self, rank: int | None = 0) -> str:
         """Output of the process of `rank`; None asks for torchrun's own."""
-        file = self.agent_log if rank is None else self.log_file(rank)
-        return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+        return _text(self.agent_log if rank is None else self.log_file(rank))
 
     def failure(self) -> str | None:
         """Cause of a failure with a hint for the commonest ones; None if the run did not fail.
@@ -72,7 +75,7 @@ class Run(RunDirectory):
         else:
             who = ", ".join(f"{role} (pid {process.pid})" for role, process in killed.items())
             what = f"{who} was killed from outside" if who else "it ended, and no rank recorded why"
-            text = "\n".join([f"run {self.name}: {self.status().get('error', what)}", self._end_of_logs()])
+            text = f"run {self.name}: {self.status().get('error', what)}\n{self._end_of_logs()}"
         advice = hint(text, killed=bool(killed))
         return f"{text}\nhint: {advice}" if advice else text
 
@@ -80,9 +83,10 @@ class Run(RunDirectory):
     def join_command(self) -> str:
         """Shell command for each further machine; UserError for a run that was not launched on several."""
         settings = self._settings()
-        if settings is None or settings.nnodes == 1:
+        if settings.nnodes == 1:
             raise checks.UserError(f"{self!r} is on one machine: for more, launch with nnodes and rdzv_endpoint")
-        return start.join_command(settings, self)
+        command = start.torchrun(settings, self, resume=True)
+        return shlex.join(["env", *map("=".join, start.RANK_VARIABLES.items()), *command])
 
     def model(self, device: str = "cpu") -> GPT:
         """The model of the newest checkpoint."""
@@ -96,7 +100,6 @@ class Run(RunDirectory):
         Raises RunFailed.  Interrupting the cell leaves the training alone.
         """
         view = View([self])
-        view.show()
         try:
             for _ in self._until_ended(UPDATE_S):
                 view.update()
@@ -122,8 +125,8 @@ class Run(RunDirectory):
     def stop(self, timeout_s: float = 10.0) -> None:
         """SIGTERM to every rank, which saves and exits; SIGKILL to what is left after `timeout_s` and one micro-batch.
 
-        The current step is dropped.  Returns when no process of the run is left on this machine; ranks on other
-        machines stop with these.  Raises UserError where all of them are on other machines.
+        Returns when no process of the run is left on this machine; ranks on other machines stop with these.  Raises
+        UserError where all of them are on other machines.
         """
         if not self.alive() and self.status()["state"] not in ENDED:
             hosts = ", ".join(sorted({process.host for process in self.remote_processes().values()}))
@@ -137,11 +140,9 @@ class Run(RunDirectory):
         """
         if self.state == "finished":
             raise checks.UserError(f"{self!r} has taken all its steps: start a new run for more of them")
-        written = self.read_config()
-        config = replace(from_dict(TrainConfig, written["train"]), run_dir=str(self.path))
-        settings = asdict(self._settings() or LaunchSettings(written["world_size"]))
-        return launch(config, **settings | ({"nproc_per_node": nproc_per_node} if nproc_per_node else {}),
-                      resume=True, share=share)
+        config = replace(from_dict(TrainConfig, self.read_config()["train"]), run_dir=str(self.path))
+        changed = {"nproc_per_node": nproc_per_node} if nproc_per_node else {}
+        return launch(config, **asdict(self._settings()) | changed, resume=True, share=share)
 
     def remove(self) -> None:
         """Delete the run directory; raises UserError while a process of the run is alive."""
@@ -157,37 +158,27 @@ class Run(RunDirectory):
 
     def _until_ended(self, every_s: float) -> Iterator[None]:
         """Yield every `every_s` seconds until the run has ended and its processes are gone; raises RunFailed."""
-        ended_s = None
-        while True:
-            state = self.state
-            if state in ("failed", "lost"):
-                # The rank that failed drags others down: once they have recorded it too, the earliest is the cause.
-                wait_until(lambda: not self.alive(), 5.0)
-                raise RunFailed(self.failure())
-            if state in ENDED:
-                ended_s = ended_s or time.monotonic()
-                if not self.alive() or time.monotonic() - ended_s > 15:
-                    return
+        while self.state not in ENDED:
             yield
             time.sleep(every_s)
+        # The rank that failed drags others down: once they have recorded it too, the earliest is the cause.
+        wait_until(lambda: not self.alive(), 15.0 if self.state == "finished" else 5.0)
+        if self.state in ("failed", "lost"):
+            raise RunFailed(self.failure())
 
-    def _settings(self) -> LaunchSettings | None:
-        """The settings of the launch; None for a run that was begun by hand."""
-        settings = self.read_config().get("launch")
-        return LaunchSettings(**settings) if settings else None
+    def _settings(self) -> LaunchSettings:
+        config = self.read_config()    # without "launch" where training was started by hand or by Slurm
+        return LaunchSettings(**config.get("launch", {"nproc_per_node": config["world_size"]}))
 
-    def _may_restart(self) -> bool:
-        """Whether a torchrun is alive that starts the ranks again after a failure."""
-        agents = [role for role in self.alive() | self.remote_processes() if role.startswith("agent")]
-        settings = self._settings() if agents else None
-        return settings is not None and settings.max_restarts > 0
-
-    def _end_of_logs(self, lines: int = 40) -> str:
+    def _end_of_logs(self) -> str:
         """The end of the first log with a traceback, else of torchrun's own."""
-        files = (*sorted(self.logs.glob("rank*.log")), *sorted(self.logs.glob("agent*.log")))
-        texts = [file.read_text(encoding="utf-8", errors="replace") for file in files]
+        texts = [_text(file) for pattern in ("rank*.log", "agent*.log") for file in sorted(self.logs.glob(pattern))]
         text = next((text for text in texts if "Traceback" in text), texts[-1] if texts else "nothing was printed")
-        return "\n".join(text.splitlines()[-lines:])
+        return "\n".join(text.splitlines()[-40:])
+
+
+def _text(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
 
 
 def launch(config: TrainConfig, nproc_per_node: int | Literal["auto"] = "auto", *, resume: bool = False,
@@ -203,18 +194,20 @@ def launch(config: TrainConfig, nproc_per_node: int | Literal["auto"] = "auto", 
     On `nnodes` machines, which share the run directory, `launch` with the same arguments on each, or `join_command` of
     the first one's run on the others.  They meet at `rdzv_endpoint`, host:port.
 
-    Validates first: ConfigError for a batch that doesn't split or a device that another run holds, FileNotFoundError
-    for missing shards, UserError for shards of another vocabulary or a live run, FileExistsError for a taken folder.
+    Validates first: ConfigError for a batch that doesn't split or a device that another run holds, UserError for a
+    device that is missing or a live run, FileNotFoundError for missing shards, FileExistsError for a taken folder.
     """
     if sys.platform == "win32":
         raise OSError("launch needs POSIX sessions and signals: on Windows use tinylib.train.train(config), or WSL")
     config = start.absolute(config)
-    run, there = Run(config.run_dir), visible_devices(config.device)
-    settings = LaunchSettings(start.gpus_or_one(there, nproc_per_node), nnodes, rdzv_endpoint, max_restarts)
-    checks.raise_if("launch", [settings.endpoint_problem(), settings.batch_problem(config)])
+    run, there = Run(config.run_dir), hardware.visible_devices(config.device)
+    processes = len(there) if nproc_per_node == "auto" else nproc_per_node
+    settings = LaunchSettings(processes, nnodes, rdzv_endpoint, max_restarts)
+    checks.raise_if("launch", [settings.devices_problem(there), settings.endpoint_problem(),
+                               settings.batch_problem(config)])
     check_tensorboard(config)
     open_splits(config.data, config.model.vocab_size)
-    given = there[:settings.nproc_per_node]
+    given = there[:processes]
     with launch_lock(run):
         joins = _joins(run, config, settings)
         if not share:
@@ -263,6 +256,5 @@ def show(*runs: Run) -> None:
     checks.raise_if("show", [f"run={run!r} is not a Run: use launch(...) or attach(name)" for run in runs
                              if not isinstance(run, Run)] or ([] if runs else ["no run was given: use show(attach())"]))
     view = View(runs)
-    view.show()
     view.update(last=True)
     view.follow()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -13,11 +12,9 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from tinylib import checks, hardware
 from tinylib.config import TrainConfig, batch_problem
-from tinylib.launch import devices
 from tinylib.rundir import ENDED, Process, RunDirectory
 
 RANK_VARIABLES = {
@@ -25,8 +22,6 @@ RANK_VARIABLES = {
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}    # rank 0 hosts a new store at each start; torchrun's own can't restart
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE",
                       "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT")
-TORCHRUN_PREFIXES = ("TORCHELASTIC_", "PET_")
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -57,6 +52,13 @@ class LaunchSettings:
         """The problem with a batch that doesn't split into whole micro-batches on every process, else None."""
         return batch_problem(config.total_batch_size, config.device_batch_size, config.model.seq_len, self.world_size)
 
+    def devices_problem(self, there: Sequence[str]) -> str | None:
+        """The problem with more processes than there are GPUs, else None; a CPU takes any number."""
+        if self.nproc_per_node <= len(there) or not there[0].startswith("cuda"):
+            return None
+        return (f"nproc_per_node={self.nproc_per_node} is more than the GPUs that are visible: use {len(there)} or "
+                'fewer, or device="cpu"')
+
     def endpoint_problem(self) -> str | None:
         """The problem with the address at which the machines meet, else None."""
         endpoint = self.rdzv_endpoint
@@ -69,27 +71,10 @@ class LaunchSettings:
                 "host that all of them reach and a free port there, such as node1:29400")
 
 
-def gpus_or_one(there: Sequence[str], nproc_per_node: int | Literal["auto"]) -> int:
-    """The number of processes on a machine with these devices; "auto" is one per GPU, and one without a GPU."""
-    gpus = len(there) if there[0].startswith("cuda") else 0
-    if nproc_per_node == "auto":
-        return max(1, gpus)
-    problem = checks.check_int("nproc_per_node", nproc_per_node)
-    if problem:
-        problem += ', or "auto"'
-    elif gpus and nproc_per_node > gpus:
-        problem = (f"nproc_per_node={nproc_per_node} is more than the GPUs that are visible: use {gpus} or fewer, or "
-                   'device="cpu"')
-    checks.raise_if("launch", [problem])
-    return nproc_per_node
-
-
 def raise_if_alive(directory: RunDirectory) -> None:
     """Raise UserError while a process of the run is alive here or, as far as is known, on another machine."""
-    alive = directory.alive()
-    if not alive and directory.status()["state"] not in ENDED:
-        alive = directory.remote_processes()
-    if alive:
+    ended = directory.status()["state"] in ENDED
+    if alive := directory.alive() or ({} if ended else directory.remote_processes()):
         pids = ", ".join(f"{role} {process.pid} on {process.host}" for role, process in alive.items())
         name = str(directory.path)
         raise checks.UserError(f"run_dir={name!r} still runs ({pids}): follow it with attach({name!r}), "
@@ -122,41 +107,37 @@ def torchrun(settings: LaunchSettings, directory: RunDirectory, resume: bool) ->
 
     On several machines every start resumes, the first one from step 0, because all of them run the same command.
     """
-    where = ["--standalone", "--local-addr", "127.0.0.1"]
+    where = ["--standalone"]
     if settings.nnodes > 1:
-        endpoint = str(settings.rdzv_endpoint)
-        # Where all machines are this one, its own name may not resolve.
-        local = ["--local-addr", "127.0.0.1"] if endpoint.rpartition(":")[0] in LOOPBACK else []
         where = ["--nnodes", str(settings.nnodes), "--rdzv-backend", "c10d", "--rdzv-id", directory.name,
-                 "--rdzv-endpoint", endpoint, *local]
+                 "--rdzv-endpoint", str(settings.rdzv_endpoint)]
+    if settings.nnodes == 1 or str(settings.rdzv_endpoint).startswith(("localhost:", "127.0.0.1:")):
+        where += ["--local-addr", "127.0.0.1"]    # this machine's own name may not resolve
     return [sys.executable, "-m", "torch.distributed.run", *where, "--nproc-per-node", str(settings.nproc_per_node),
             "--max-restarts", str(settings.max_restarts), "--log-dir", str(directory.logs / "torchrun"),
             *train_command(directory, resume or settings.nnodes > 1)]
 
 
-def join_command(settings: LaunchSettings, directory: RunDirectory) -> str:
-    """The shell command by which a further machine joins the run; it shares the run directory."""
-    return shlex.join(["env", *map("=".join, RANK_VARIABLES.items()), *torchrun(settings, directory, resume=True)])
-
-
 def start(settings: LaunchSettings, directory: RunDirectory, resume: bool, given: Sequence[str]) -> None:
     """Start torchrun detached, on the devices `given`, and record its process with them."""
-    recorded, names = directory.processes(), itertools.chain(["agent"], map("agent{}".format, itertools.count(2)))
-    role = next(name for name in names if name not in recorded or recorded[name].gone())
+    taken = {role for role, process in directory.processes().items() if not process.gone()}
+    role = next(name for name in itertools.chain(["agent"], map("agent{}".format, itertools.count(2)))
+                if name not in taken)
+    environment, devices = _environment(settings.nproc_per_node), ",".join(given)
+    if devices.startswith("cuda:"):
+        environment["CUDA_VISIBLE_DEVICES"] = devices.replace("cuda:", "")
     with (directory.logs / f"{role}.log").open("ab") as log:
         agent = subprocess.Popen(torchrun(settings, directory, resume), stdin=subprocess.DEVNULL, stdout=log,
-                                 stderr=subprocess.STDOUT, start_new_session=True,
-                                 env=_environment(settings.nproc_per_node) | devices.environment(given))
-    directory.write_pid(role, replace(Process.of(agent.pid), devices=",".join(given)))
+                                 stderr=subprocess.STDOUT, start_new_session=True, env=environment)
+    directory.write_pid(role, Process.of(agent.pid, devices))
     # A child whose exit nobody collects stays as a zombie for as long as the kernel lives.
     threading.Thread(target=agent.wait, name=f"reap {agent.pid}", daemon=True).start()
 
 
 def absolute(config: TrainConfig) -> TrainConfig:
     """The configuration with absolute paths, which are the same wherever a process starts."""
-    paths = {name: str(Path(path).resolve()) for name in ("run_dir", "data", "init_from")
-             if (path := getattr(config, name)) is not None}
-    return replace(config, **paths)
+    given = {name: getattr(config, name) for name in ("run_dir", "data", "init_from")}
+    return replace(config, **{name: str(Path(path).resolve()) for name, path in given.items() if path is not None})
 
 
 def train_command(directory: RunDirectory, resume: bool) -> list[str]:
@@ -167,6 +148,6 @@ def train_command(directory: RunDirectory, resume: bool) -> list[str]:
 def _environment(processes: int) -> dict[str, str]:
     """This process's variables without those of a torchrun around it, with the cores divided among `processes`."""
     kept = {name: value for name, value in os.environ.items()
-            if name not in TORCHRUN_VARIABLES and not name.startswith(TORCHRUN_PREFIXES)}
+            if name not in TORCHRUN_VARIABLES and not name.startswith(("TORCHELASTIC_", "PET_"))}
     threads = str(max(1, hardware.cores() // processes))
     return kept | {"OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"} | RANK_VARIABLES

@@ -19,7 +19,9 @@ def stop(run: RunDirectory, timeout_s: float) -> None:
     for process in ranks:
         _signal(process, signal.SIGTERM)
     if ranks:    # torchrun ends by itself once all its ranks have
-        wait_until(lambda: not run.alive(), timeout_s + _micro_batch_s(run))
+        step, header = run.last(Step), run.last(Header)
+        micro_batch_s = step.dt_s / header.accumulation if step and header else 0.0
+        wait_until(lambda: not run.alive(), timeout_s + micro_batch_s)
     for role, process in run.alive().items():
         if role.startswith("agent"):    # suspended, it starts no further rank while its descendants are listed
             _signal(process, signal.SIGSTOP)
@@ -59,8 +61,3 @@ def _signal(process: Process, number: signal.Signals) -> None:
     if process.alive():
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, number)
-
-
-def _micro_batch_s(run: RunDirectory) -> float:
-    step, header = run.last(Step), run.last(Header)
-    return step.dt_s / header.accumulation if step and header else 0.0

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tinylib.launch.run import Run
 
 UPDATE_S = 0.5
-"""Seconds between two updates, at least, so that a browser is not flooded."""
+"""Least seconds between two updates, so that a browser is not flooded."""
 COLOURS = {"alive": "#009E73", "starting": "#E69F00", "ended": "#767676", "killed": "#D55E00"}
 """Dot of a rank by its state."""
 SHOWN: WeakValueDictionary[tuple[Path, ...], View] = WeakValueDictionary()
@@ -56,8 +56,10 @@ class Snapshot:
             facts = progress.facts(state, config["train"]["steps"], status.get("ranks", ()))
             ranks = _rank_rows(run, state, status.get("world_size") or config["world_size"], status.get("ranks", ()),
                                progress.header.device if progress.header else "")
-            return cls(run.name, state, facts, ranks, bool(run.alive() or run.remote_processes()),
-                       _shortened(run.failure() or ""))
+            failure = (run.failure() or "").splitlines()
+            if len(failure) > 13:
+                failure[1:-12] = ["  …"]
+            return cls(run.name, state, facts, ranks, bool(run.alive() or run.remote_processes()), "\n".join(failure))
         except FileNotFoundError:    # removed meanwhile
             return cls(run.name, "lost", {"state": f"there is no run at {run.path}"})
 
@@ -68,10 +70,9 @@ class Snapshot:
 
     def html(self) -> str:
         """The same in short lines, so that several runs fit side by side."""
-        step = self.facts.get("step", "")
-        rest = [text for name, text in self.facts.items() if name not in ("state", "step")]
-        lines = [f"<b>{html.escape(self.name)}: {html.escape(self.facts['state'])}</b>",
-                 *map(html.escape, filter(None, [step, "  ".join(rest[:3]), "  ".join(rest[3:])]))]
+        state, *facts = self.facts.values()
+        lines = [f"<b>{html.escape(f'{self.name}: {state}')}</b>",
+                 *(html.escape("  ".join(line)) for line in (facts[:1], facts[1:4], facts[4:]) if line)]
         lines += [f'<span style="color:{COLOURS[rank[1]]}">●</span> {html.escape(line)}'
                   for rank, line in zip(self.ranks, _aligned(self.ranks), strict=True)]
         return "\n".join([*lines, html.escape(self.failure)]).rstrip()
@@ -103,13 +104,11 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
             for row in rows]
 
 
-def _shortened(text: str, lines: int = 12) -> str:
-    first, *rest = text.splitlines() or [""]
-    return "\n".join([first, *(["  …"] if len(rest) > lines else []), *rest[-lines:]])
-
-
 class View:
-    """Live view of one or more runs; `controls` are the buttons of each (none where widgets can't run)."""
+    """Live view of runs in the running cell; outside a notebook, status lines.
+
+    `controls` are the buttons of each run; none where widgets can't run.
+    """
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = tuple(runs)
@@ -118,15 +117,15 @@ class View:
         self._panel: dict[str, str] = {}
         self._line, self._curves, self._drawn, self._due_s = StatusLine(), None, None, 0.0
         self._lock, self._closed = threading.Lock(), threading.Event()
-        self._thread: threading.Thread | None = None
-        widgets = ipywidgets_or_none() if in_notebook() else None
-        self.controls = [Controls(widgets, run, self.follow) for run in runs] if widgets else []
-        self.box = widgets.VBox([control.box for control in self.controls]) if widgets else None
+        self.live = False
+        """Whether a thread keeps the view up to date."""
+        self.controls: list[Controls] = []
+        ipython = sys.modules.get("IPython")
+        if ipython is not None and hasattr(ipython.get_ipython(), "kernel"):
+            self._display()
 
-    def show(self) -> None:
-        """Give the view its place in the running cell, for `update` to fill; outside a notebook it has none."""
-        if not in_notebook():
-            return
+    def _display(self) -> None:
+        """Make the outputs, which `update` fills, and the buttons."""
         from IPython.display import display
 
         key = tuple(run.path for run in self.runs)
@@ -134,25 +133,25 @@ class View:
             SHOWN[key].close()
         SHOWN[key] = self
         self._outputs = [display({"text/plain": text}, raw=True, display_id=True) for text in ("", "(no step yet)")]
-        if self.box is not None:
+        # A kernel can't know whether a front end will answer, so a program that executes notebooks sets the variable.
+        if os.environ.get("TINYLIB_WIDGETS") != "off":
+            import ipywidgets
+
+            self.controls = [Controls(run, self.follow) for run in self.runs]
+            self.box = ipywidgets.VBox([control.box for control in self.controls])
             display(self.box._repr_mimebundle_() | {"text/plain": "(buttons, once this cell is run)"}, raw=True)
 
     def follow(self) -> None:
         """Update the view in a thread until the runs have ended; without widgets it stays as it is."""
         with self._lock:
-            if self.controls and self._thread is None and not self._closed.is_set():
-                self._thread = threading.Thread(target=self._keep_up, name="tinylib view", daemon=True)
-                self._thread.start()
-
-    @property
-    def live(self) -> bool:
-        """Whether a thread keeps the view up to date."""
-        return self._thread is not None
+            if self.controls and not self.live and not self._closed.is_set():
+                self.live = True
+                threading.Thread(target=self._keep_up, name="tinylib view", daemon=True).start()
 
     def close(self) -> None:
         """End the updates and remove the buttons; the last state stays, and so do the runs."""
         self._closed.set()
-        if self.box is not None:
+        if self.controls:
             self.box.close()
 
     def update(self, last: bool = False) -> bool:
@@ -171,16 +170,13 @@ class View:
 
     def _keep_up(self) -> None:
         while True:
-            busy = self._busy()
-            over = self._closed.wait(UPDATE_S) or (self.box is not None and self.box.comm is None)
+            busy = any(control.doing for control in self.controls)
+            over = self._closed.wait(UPDATE_S) or self.box.comm is None
             alive = not over and self.update()
             with self._lock:    # a button that is pressed after this starts another thread
-                if over or not (busy or alive or self._busy()):
-                    self._thread = None
+                if over or not (busy or alive or any(control.doing for control in self.controls)):
+                    self.live = False
                     return
-
-    def _busy(self) -> bool:
-        return any(control.doing for control in self.controls)
 
     def _show_panel(self, snapshots: Sequence[Snapshot]) -> None:
         look = "padding:0 28px 0 0;border:0;text-align:left;vertical-align:top"
@@ -199,7 +195,7 @@ class View:
         if seen == self._drawn or not any(map(any, seen)) or (began_s < self._due_s and not now):
             return
         if self._curves is None:
-            from tinylib.plots.live import LiveCurves
+            from tinylib.plots.training import LiveCurves
 
             self._curves = LiveCurves([run.name for run in self.runs])
         png = base64.b64encode(self._curves.png([progress.curves() for progress in self._progress])).decode()
@@ -210,8 +206,10 @@ class View:
 class Controls:
     """The buttons of one run; their actions run in threads, so that the kernel stays free."""
 
-    def __init__(self, widgets: Any, run: Run, follow: Callable[[], None]) -> None:
+    def __init__(self, run: Run, follow: Callable[[], None]) -> None:
         """`follow` starts the updates of the view."""
+        import ipywidgets as widgets
+
         self.run, self.doing, self._follow = run, "", follow
         narrow = {"layout": widgets.Layout(width="90px")}
         self.stop = widgets.Button(description="Stop", tooltip="save the last whole step and exit", **narrow)
@@ -235,24 +233,23 @@ class Controls:
         self.resume.disabled = bool(self.doing) or alive or state not in ("stopped", "failed", "lost")
         options = (*(rank[0] for rank in snapshot.ranks), "torchrun")
         if self.rank.options != options:
-            chosen = self.rank.value if self.rank.value in options else options[0]
-            self.rank.options = options
-            self.rank.value = chosen
+            chosen, self.rank.options = self.rank.value, options
+            self.rank.value = chosen if chosen in options else options[0]
         self._show_log()
 
     def _begin(self, words: str, action: Callable[[], Any]) -> None:
+        def act() -> None:
+            error = ""
+            try:
+                action()
+            except Exception as raised:    # an exception in a thread would go unseen
+                error = str(raised)
+            self.doing, self.note.value = "", html.escape(error)
+
         self.doing = self.note.value = words
         self.stop.disabled = self.resume.disabled = True
-        threading.Thread(target=self._do, args=(action,), name=words, daemon=True).start()
+        threading.Thread(target=act, name=words, daemon=True).start()
         self._follow()
-
-    def _do(self, action: Callable[[], Any]) -> None:
-        error = ""
-        try:
-            action()
-        except Exception as raised:    # an exception in a thread would go unseen
-            error = str(raised)
-        self.doing, self.note.value = "", html.escape(error)
 
     def _show_log(self) -> None:
         self.rank.layout.display = "" if self.log.value else "none"
@@ -262,28 +259,8 @@ class Controls:
                            f"{html.escape(log_end(file))}</pre>") if self.log.value else ""
 
 
-def log_end(file: Path, lines: int = 40, characters: int = 8_000) -> str:
-    """The last complete lines of a log."""
-    found = itertools.islice(lines_backwards(file), lines) if file.is_file() else ()
+def log_end(file: Path) -> str:
+    """The last complete lines of a log, 40 lines and 8,000 characters at most."""
+    found = itertools.islice(lines_backwards(file), 40) if file.is_file() else ()
     text = "\n".join(reversed([line.decode(errors="replace") for line in found]))
-    return text[-characters:] or "nothing was printed yet"
-
-
-def in_notebook() -> bool:
-    """Whether this code runs in a Jupyter kernel."""
-    ipython = sys.modules.get("IPython")
-    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
-
-
-def ipywidgets_or_none() -> Any:
-    """The package, or None where it is missing or TINYLIB_WIDGETS is "off".
-
-    A kernel can't know whether a front end will answer, so a program that executes notebooks to keep them sets it.
-    """
-    if os.environ.get("TINYLIB_WIDGETS") == "off":
-        return None
-    try:
-        import ipywidgets
-    except ImportError:
-        return None
-    return ipywidgets
+    return text[-8_000:] or "nothing was printed yet"

@@ -1,11 +1,14 @@
-"""Training curves of runs."""
+"""Training curves of runs that have ended, and of runs that still train."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tinylib.plots.style import CURVES, PALETTE, Figure, canvas, footnote, style
+import numpy as np
+
+from tinylib.plots.style import CURVES, PALETTE, Figure, canvas, footnote, packed, style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,6 +52,48 @@ def training_curves(runs: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], note:
     if note:
         footnote(figure, note)
     return figure
+
+
+class LiveCurves:
+    """Training loss and bits per byte of running trainings, in one figure that is made once and given new points.
+
+    `png` neither reads nor sets rcParams, so a thread may draw while the notebook draws something else.
+    """
+
+    @style()
+    def __init__(self, names: Sequence[str]) -> None:
+        self.figure, self.axes = canvas(columns=2, height_in=2.5)
+        self.figure.set_layout_engine("none")    # the constrained layout measures every text at each drawing
+        left, right = self.axes
+        _name_axes(left, right)
+        self._lines = [(left.plot([], [], color=colour, markersize=4)[0],
+                        right.plot([], [], "o-", color=colour, markersize=4)[0])
+                       for _, colour in zip(names, itertools.cycle(_COLOURS), strict=False)]
+        for text in left.legend([line for line, _ in self._lines], names, loc="upper right").get_texts():
+            text.set_parse_math(False)    # a name may hold dollars
+        for axes, start in ((left, 0.075), (right, 0.585)):
+            axes.set_position((start, 0.2, 0.4, 0.68))
+            # Ticks that are made later would take their look from the rcParams of that moment.
+            axes.tick_params(labelsize=9, grid_color="#DDDDDD", grid_linewidth=0.6)
+
+    def png(self, runs: Sequence[tuple[pd.Series, pd.Series]]) -> bytes:
+        """The picture: of each run the losses (a running mean) and the bits per byte, each indexed by step."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from PIL import Image  # matplotlib brings it along
+
+        for (loss, score), (losses, scores) in zip(self._lines, runs, strict=True):
+            loss.set_data(losses.index, _smooth(losses))
+            loss.set_marker("o" if len(losses) == 1 else "")    # a line of one point is invisible
+            score.set_data(scores.index, scores)
+        self.axes[1].set_visible(any(len(scores) for _, scores in runs))
+        longest = max((losses.index[-1] for losses, _ in runs if len(losses)), default=1)
+        for axes in self.axes:
+            axes.set_xlim(0, 1.02 * longest)
+            axes.relim()
+            axes.autoscale_view(scalex=False)
+        drawn = FigureCanvasAgg(self.figure)
+        drawn.draw()
+        return packed(Image.fromarray(np.asarray(drawn.buffer_rgba())), colours=64, optimize=False)
 
 
 def _smooth(losses: pd.Series) -> pd.Series:
