@@ -183,6 +183,17 @@ def test_train_eval_sample_export_runs(call, facts, shards, tmp_path, monkeypatc
     assert facts("train", *SMALL, "--data", str(shards), "--run-dir", str(run / "two"))["tokens"] == 3 * 128
 
 
+def test_shards_of_another_tokenizer_of_the_same_size_are_not_evaluated(call, tmp_path):
+    """Their bits per byte would be those of other text."""
+    texts = [f"Number {n} has the square {n * n}, and after it comes {n + 1}." for n in range(200)]
+    for vocabulary in ("the square of a number " * 99, "and after it comes another " * 99):
+        build({"train": texts[:180], "val": texts[180:]}, Tokenizer.train([vocabulary], 280), tmp_path / "shards")
+        if not (tmp_path / "run").exists():
+            assert call("train", *SMALL, "--data", str(tmp_path / "shards"), "--run-dir", str(tmp_path / "run"))[0] == 0
+    code, out, err = call("eval", str(tmp_path / "run"))
+    assert (code, out) == (1, "") and "tokenizer" in err
+
+
 def test_runs_are_shown_stopped_and_removed(call, facts, tiny, tmp_path):
     directory = RunDirectory(tmp_path / "one")
     with subprocess.Popen(["sleep", "600"]) as agent:

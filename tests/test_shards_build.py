@@ -274,7 +274,7 @@ def test_a_worker_that_is_killed_is_one_error(tokenizer, tmp_path, expected):
 
 def test_an_error_in_a_worker_is_raised_here(tmp_path):
     with parts.Workers(1, tmp_path / "text") as workers:
-        task = workers.submit(tmp_path / "part.bin", b'["a"]', tmp_path / "nothing", np.dtype("uint16"))
+        task = workers.submit(tmp_path / "part.bin", b"[1]\na", tmp_path / "nothing", np.dtype("uint16"))
         with pytest.raises(FileNotFoundError, match="no tokenizer in"):
             task.result(timeout=60)
     assert not [*live_workers()] and list(tmp_path.iterdir()) == []

@@ -72,9 +72,12 @@ def evaluate(run: RunName, split: str = "val", max_tokens: int | None = None, ba
     from tinylib.evaluate import score
     from tinylib.launch import attach
     from tinylib.shards import Shards
+    from tinylib.tokenizer import Tokenizer
 
     found, kind = attach(run), hardware.device(device).kind
     shards = Shards(found.read_config()["train"]["data"], split)
+    tokenizer = found.checkpoint() / "tokenizer"
+    shards.check_tokenizer(Tokenizer.load(tokenizer).fingerprint, str(tokenizer))
     scored = score(found.model(kind), shards, max_tokens=max_tokens, batch_size=batch_size)
     facts = {"run": found.path, "checkpoint": found.checkpoint().name, "split": split}
     return Result(facts | {"bits_per_byte": scored.bits_per_byte, "tokens": scored.tokens})

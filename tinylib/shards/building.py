@@ -26,7 +26,8 @@ from tinylib import checks, files, hardware
 from tinylib.checks import UserError
 from tinylib.shards.parts import Workers, read_part, write_part
 from tinylib.shards.reading import IDS, Shards
-from tinylib.tokenizer import Tokenizer, batch_texts, to_utf8
+from tinylib.tokenizer import Tokenizer, batch_texts
+from tinylib.tokenizer.pretokenize import check_text
 
 PART_CHARACTERS = 1_000_000
 """Characters that are encoded, hashed and kept together."""
@@ -140,14 +141,15 @@ class _Encoder:
 
     def _begin(self, split: str, texts: list[str]) -> tuple[_Part, Future[None] | None]:
         """A part, and the task of the worker that writes it; None if it is written."""
-        size, as_json = sum(len(to_utf8(text)) for text in texts), json.dumps(texts).encode()
-        name = sha256(as_json + self.tokenizer.fingerprint.encode()).hexdigest()
-        part = _Part(split, len(texts), sum(map(len, texts)), size, self.work / f"{name}.bin")
+        lengths, text = [len(check_text(text)) for text in texts], "".join(texts).encode()
+        spooled = f"{json.dumps(lengths)}\n".encode() + text
+        name = sha256(self.tokenizer.fingerprint.encode() + spooled).hexdigest()
+        part = _Part(split, len(texts), sum(lengths), len(text), self.work / f"{name}.bin")
         self._characters += part.characters
         if read_part(part.file, self.dtype) is not None:
             return part, None
         if self.workers.count > 1 and self._characters > SMALL_CHARACTERS:
-            return part, self.workers.submit(part.file, as_json, self.saved, self.dtype)
+            return part, self.workers.submit(part.file, spooled, self.saved, self.dtype)
         write_part(part.file, texts, self.tokenizer, self.dtype)
         return part, None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -53,8 +54,8 @@ def read_part(file: Path, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray] | No
 class Workers:
     """A pool of worker processes that starts with the first task and is gone at the end of the `with` block.
 
-    The text of a task goes through a file in `spool`, because a pipe that is full when a worker dies blocks loky.  Unlike
-    those of `multiprocessing`, loky's workers don't run the caller's script again.
+    The text of a task goes through a file in `spool`, because a pipe that is full when a worker dies blocks loky.
+    Unlike those of `multiprocessing`, loky's workers don't run the caller's script again.
     """
 
     def __init__(self, count: int, spool: Path) -> None:
@@ -73,7 +74,7 @@ class Workers:
             raise UserError("a process that encodes text was killed: if memory ran out, use fewer processes") from error
 
     def submit(self, file: Path, texts: bytes, tokenizer: Path, dtype: np.dtype) -> Future[None]:
-        """Have a worker write the part `file` from `texts`, a list in JSON."""
+        """Have a worker write the part `file` from `texts`: a line with their lengths in JSON, then all in UTF-8."""
         if self._executor is None:
             from joblib.externals.loky import ProcessPoolExecutor
 
@@ -98,9 +99,10 @@ def _exit_with(parent: int) -> None:
 
 
 def _work(spooled: Path, tokenizer: Path, file: Path, dtype: np.dtype) -> None:
-    texts = json.loads(spooled.read_bytes())
+    lengths, _, text = spooled.read_bytes().partition(b"\n")
     spooled.unlink()
-    write_part(file, texts, _load(tokenizer), dtype)
+    characters = io.StringIO(text.decode(), newline="")
+    write_part(file, [characters.read(length) for length in json.loads(lengths)], _load(tokenizer), dtype)
 
 
 _load = lru_cache(maxsize=1)(Tokenizer.load)
