@@ -56,10 +56,8 @@ class Snapshot:
             facts = progress.facts(state, config["train"]["steps"], status.get("ranks", ()))
             ranks = _rank_rows(run, state, status.get("world_size") or config["world_size"], status.get("ranks", ()),
                                progress.header.device if progress.header else "")
-            failure = (run.failure() or "").splitlines()
-            if len(failure) > 13:
-                failure[1:-12] = ["  …"]
-            return cls(run.name, state, facts, ranks, bool(run.alive() or run.remote_processes()), "\n".join(failure))
+            return cls(run.name, state, facts, ranks, bool(run.alive() or run.remote_processes()),
+                       _without_frames(run.failure() or ""))
         except FileNotFoundError:    # removed meanwhile
             return cls(run.name, "lost", {"state": f"there is no run at {run.path}"})
 
@@ -76,6 +74,14 @@ class Snapshot:
         lines += [f'<span style="color:{COLOURS[rank[1]]}">●</span> {html.escape(line)}'
                   for rank, line in zip(self.ranks, _aligned(self.ranks), strict=True)]
         return "\n".join([*lines, html.escape(self.failure)]).rstrip()
+
+
+def _without_frames(failure: str, most: int = 12) -> str:
+    """The rank and the error of a failure; `Run.failure` and the log have the stack frames."""
+    first, *rest = failure.splitlines() or [""]
+    frames = [number for number, line in enumerate(rest) if line.startswith("  ")]
+    error = rest[frames[-1] + 1:] if frames else rest
+    return "\n".join([first, *error[-most:]])
 
 
 def _rank_rows(run: Run, state: str, world_size: int, work: Sequence[dict[str, Any]], device: str
