@@ -59,7 +59,9 @@ def held(config, process: subprocess.Popen[bytes], devices: str, role: str = "ra
 
 
 def agent_environment(run: Run) -> dict[str, str]:
-    return psutil.Process(run.processes()["agent"].pid).environ()
+    agent = psutil.Process(run.processes()["agent"].pid)
+    assert wait_until(agent.environ, 10)    # the system shows none in the middle of exec
+    return agent.environ()
 
 
 # One device, several runs

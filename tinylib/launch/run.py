@@ -54,8 +54,8 @@ class Run(RunDirectory):
             return "failed" if state == "lost" and self.errors() else state
         if self.errors():
             state = "failed"
-        agents = [role for role in self.alive() | self.remote_processes() if role.startswith("agent")]
-        may_restart = state in ENDED and agents and self._settings().max_restarts > 0
+        may_restart = state in ENDED and self._settings().max_restarts > 0 and any(
+            role.startswith("agent") for role in self.alive() | self.remote_processes())
         return "restarting" if may_restart else state
 
     def log(self, rank: int | None = 0) -> str:
