@@ -39,13 +39,13 @@ os.environ.update(TINYLIB_HOME=str(HOME), TINYLIB_PROFILE="smoke", HF_HUB_OFFLIN
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip, visibly, tests that need a GPU where there is none."""
-    if any("gpu" in item.keywords for item in items):
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if on_gpu:
         import torch
 
         if not torch.cuda.is_available():
-            for item in items:
-                if "gpu" in item.keywords:
-                    item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+            for item in on_gpu:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 class Clock:

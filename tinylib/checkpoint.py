@@ -52,8 +52,8 @@ def save(folder: str | Path, model: GPT, optimizer: Optimizer | None = None, tra
     return folder
 
 
-def load_model(folder: str | Path, device: str | torch.device = "cpu") -> GPT:
-    """The model of a checkpoint, in evaluation mode on `device`.
+def load_model(folder: str | Path, device: str | torch.device = "cpu", dtype: str = "float32") -> GPT:
+    """The model of a checkpoint, in evaluation mode on `device`, computing in `dtype`, in which its weights are held.
 
     Raises FileNotFoundError where there is none, UserError where weights and configuration don't fit.
     """
@@ -61,7 +61,8 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> GPT:
         model = GPT(read_model_config(folder))
     model = model.to_empty(device=device)
     load_weights(model, folder)
-    return model.eval()
+    model.dtype = getattr(torch, dtype)
+    return model.to(model.dtype).eval()
 
 
 def read_model_config(folder: str | Path) -> GPTConfig:
@@ -139,13 +140,13 @@ class Start:
         return int(self.state["step"]) if self.state else 0
 
 
-def find_start(config: TrainConfig, directory: RunDirectory, shards: Shards, dtype: str, resume: bool) -> Start:
-    """The checkpoint that a run starts from: its own newest on `resume`, else `config.init_from`, else none.
+def find_start(config: TrainConfig, directory: RunDirectory, shards: Shards, dtype: str, step: int) -> Start:
+    """The checkpoint that a run starts from: its own of `step` if that is not 0, else `config.init_from`, else none.
 
     Raises ConfigError, UserError or FileNotFoundError where that does not fit the configuration or the shards.
     """
-    if resume and directory.saved_steps():
-        folder = directory.checkpoint()
+    if step:
+        folder = directory.checkpoint(step)
         state = read_train_state(folder)
         check_same_run(state, config, shards.fingerprint, dtype)
         return Start(folder, state)

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -22,6 +23,10 @@ from tinylib.checks import UserError
 from tinylib.rundir import RunDirectory
 
 
+TIMEOUT = timedelta(minutes=10)
+"""A rank that waits longer for the others fails: longer than any of them compiles or saves."""
+
+
 @dataclass(frozen=True)
 class World:
     """The processes of a run as one of them sees it: `rank` of `size`, on `device`."""
@@ -31,20 +36,19 @@ class World:
     device: torch.device
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        """The sum of `tensor` over all ranks, on each of them; every rank passes a tensor of the same shape."""
-        if self.size == 1:
-            return tensor
-        placed = tensor.to(self.device)
-        dist.all_reduce(placed)
-        return placed.to(tensor.device)
+        """All-reduce in place: the sum of `tensor` over all ranks, by gloo for a tensor on the CPU, else by NCCL."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
 
 
 @contextlib.contextmanager
 def init_distributed(kind: str = "auto") -> Iterator[World]:
     """Init the process group that torchrun asks for by its environment variables; without them a world of one.
 
-    `kind` of device: "cuda" uses NCCL, everything else gloo.  torchrun gives every process one CPU thread; here the
-    cores are divided among the processes of a machine.
+    Tensors on a GPU are reduced by NCCL, those on the CPU by gloo.  torchrun gives every process one CPU thread; here
+    the cores are divided among the processes of a machine.  After an error the group is not destroyed, because NCCL
+    would wait for ranks that wait for this one: the process must end, and torchrun ends the others.
 
     >>> with init_distributed("cpu") as world:
     ...     world.size
@@ -59,6 +63,9 @@ def init_distributed(kind: str = "auto") -> Iterator[World]:
     if local >= found.count and found.kind == "cuda":
         raise UserError(f"nproc_per_node={os.environ['LOCAL_WORLD_SIZE']} is more than the {found.count} GPUs of this "
                         f"machine: use {found.count}")
+    if found.kind == "mps" and int(os.environ["WORLD_SIZE"]) > 1:
+        raise UserError(f"WORLD_SIZE={os.environ['WORLD_SIZE']} processes can't train on MPS, which has no all-reduce: "
+                        "use nproc_per_node=1, or device='cpu'")
     if found.kind == "cuda":
         torch.cuda.set_device(device)
     else:
@@ -66,12 +73,12 @@ def init_distributed(kind: str = "auto") -> Iterator[World]:
     # The optimizers import dynamo.  Imported after the group is made, it keeps the group's threads alive to the end of
     # the interpreter, where now and then one of them aborts the process (torch 2.13).
     importlib.import_module("torch._dynamo")
-    dist.init_process_group("nccl" if found.kind == "cuda" else "gloo")
-    try:
-        yield World(dist.get_rank(), dist.get_world_size(), device)
-        dist.barrier()    # a rank that leaves early must not end the run while another still writes
-    finally:
-        dist.destroy_process_group()
+    cuda = found.kind == "cuda"
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT, device_id=device if cuda else None)
+    world = World(dist.get_rank(), dist.get_world_size(), device)
+    yield world
+    world.all_reduce_sum(torch.zeros(1))    # a rank that leaves early must not end the run while another still writes
+    dist.destroy_process_group()
 
 
 @contextlib.contextmanager
@@ -97,23 +104,24 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def record_failure(error: BaseException, world: World, directory: RunDirectory) -> None:
+def record_failure(error: BaseException, directory: RunDirectory) -> None:
     """Write the failure of this rank into the run directory, as far as its disk allows.
 
     A run that had ended well and could not be resumed stays what it was.
     """
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         error.add_note("the disk is full: free some space and resume; whole checkpoints are untouched, of steps "
                        f"{directory.saved_steps() or 'none'}")
     # A killed rank's connections break a moment before the process is gone.
-    deadline_s = time.monotonic() + (2.0 if world.size > 1 and isinstance(error, RuntimeError) else 0.0)
+    deadline_s = time.monotonic() + (2.0 if size > 1 and isinstance(error, RuntimeError) else 0.0)
     while not (killed := directory.killed_ranks()) and time.monotonic() < deadline_s:
         time.sleep(0.02)
     for role, process in killed.items():
         error.add_note(f"{role} (pid {process.pid}) was killed from outside: the system does so when memory runs out")
     with contextlib.suppress(OSError):    # a full disk must not hide the error
-        directory.write_error(world.rank, "".join(traceback.format_exception(error)))
+        directory.write_error(rank, "".join(traceback.format_exception(error)))
     with contextlib.suppress(OSError):
-        if world.rank == 0 and directory.status()["state"] not in ("finished", "stopped"):
+        if rank == 0 and directory.status()["state"] not in ("finished", "stopped"):
             reason = "; ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
             directory.write_status("failed", error=reason)

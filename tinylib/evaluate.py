@@ -65,26 +65,28 @@ def score(model: GPT, shards: Shards, *, max_tokens: int | None = None, batch_si
     """
     seq_len = model.config.seq_len
     windows = None if max_tokens is None else max(1, max_tokens // seq_len)
-    bytes_V = torch.from_numpy(shards.tokenizer.token_bytes)
-    tally = torch.zeros(5, dtype=torch.float64)
+    place = torch.device("cpu") if model.device.type == "mps" else model.device    # MPS has no float64
+    bytes_V = torch.from_numpy(shards.tokenizer.token_bytes).to(place)
+    sums, stops = torch.zeros(4, dtype=torch.float64, device=place), 0
     for index, (x_BT, y_BT) in enumerate(shards.in_order(seq_len, max_windows=windows, batch_size=batch_size)):
         if index % world_size == rank:
             if stop_requested():
-                tally[4] = 1
+                stops = 1
                 break
-            tally[:4] += _tally(model, x_BT, y_BT, bytes_V)
+            sums += _sums(model, x_BT, y_BT, bytes_V)
+    tally = torch.tensor([*sums.tolist(), stops], dtype=torch.float64)
     nats, tokens, text_nats, count, stops = all_reduce_sum(tally).tolist()
     return Score(nats, int(tokens), text_nats, int(count), int(stops))
 
 
 @torch.no_grad()
-def _tally(model: GPT, x_BT: Tensor, y_BT: Tensor, bytes_V: Tensor) -> Tensor:
-    """Nats, targets, nats of text and bytes of one mini-batch, in float64 on the CPU, because MPS has no float64."""
-    device, y_R = model.wte.weight.device, y_BT.flatten()
-    nats_R = model(x_BT.to(device), y_BT.to(device), reduction="none").cpu().double()
-    counts_R = y_R >= 0
-    bytes_R = bytes_V[y_R.clamp(min=0)] * counts_R
-    return torch.stack([nats_R.sum(), counts_R.sum(), nats_R[bytes_R > 0].sum(), bytes_R.sum()]).double()
+def _sums(model: GPT, x_BT: Tensor, y_BT: Tensor, bytes_V: Tensor) -> Tensor:
+    """Nats, targets, nats of text and bytes of one mini-batch in float64, without waiting for a GPU."""
+    x_BT, y_BT = (tensor.to(model.device, non_blocking=True) for tensor in (x_BT, y_BT))
+    nats_R = model(x_BT, y_BT, reduction="none").to(bytes_V.device).double()
+    y_R = y_BT.flatten().to(bytes_V.device)
+    bytes_R = torch.where(y_R >= 0, bytes_V[y_R.clamp(min=0)], 0)
+    return torch.stack([nats_R.sum(), (y_R >= 0).sum(), (nats_R * (bytes_R > 0)).sum(), bytes_R.sum()])
 
 
 def token_bits(model: GPT, tokenizer: Tokenizer, texts: Sequence[str], batch_size: int = 8) -> pd.DataFrame:
@@ -96,7 +98,7 @@ def token_bits(model: GPT, tokenizer: Tokenizer, texts: Sequence[str], batch_siz
     import pandas as pd
 
     bytes_V = torch.from_numpy(tokenizer.token_bytes)
-    device, parts = model.wte.weight.device, [np.zeros((5, 0))]
+    device, parts = model.device, [np.zeros((5, 0))]
     for windows, x_BT, y_BT in _document_windows(tokenizer, texts, model.config.seq_len, batch_size):
         with torch.no_grad():
             nats_BT = model(x_BT.to(device), y_BT.to(device), reduction="none").view_as(y_BT).cpu()

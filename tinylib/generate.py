@@ -42,7 +42,7 @@ def generate_ids(model: GPT, ids: list[int], *, max_tokens: int, temperature: fl
     if temperature < 0 or (top_k is not None and top_k < 1) or not ids:
         raise UserError(f"temperature={temperature} must be 0 or more, top_k={top_k} must be 1 or more or None, "
                         f"and ids={ids} must hold at least one id")
-    device = model.wte.weight.device
+    device = model.device
     generator = torch.Generator(device).manual_seed(seed)
     context = model.config.seq_len
     seen, cache, pending = list(ids), None, list(ids)[-context:]
@@ -50,7 +50,7 @@ def generate_ids(model: GPT, ids: list[int], *, max_tokens: int, temperature: fl
         if cache is None or cache.length + len(pending) > context:
             if cache is not None:
                 pending = seen[-max(1, context // 2):]
-            cache = KVCache(model.config, 1, context, model.wte.weight)
+            cache = KVCache(model, 1, context)
         logits_V = model(torch.tensor([pending], device=device), cache=cache)[0, -1]
         token = pick(logits_V, temperature, top_k, generator)
         seen.append(token)

@@ -40,10 +40,7 @@ def cross_entropy(x_RD: Tensor, table_VD: Tensor, y_R: Tensor, cap: float | None
     >>> cross_entropy(x_RD, table_VD, torch.tensor([3, -1]), 15.0).item() == torch.tensor(8.0).log().item()
     True
     """
-    kind = x_RD.device.type
-    chunk_rows = chunk_rows or sizing.chunk_rows(table_VD.shape[0], kind)
-    if torch.is_autocast_enabled(kind):    # autocast does not cast the products with out= below
-        x_RD = x_RD.to(torch.get_autocast_dtype(kind))
+    chunk_rows = min(chunk_rows or sizing.chunk_rows(table_VD.shape[0], x_RD.device.type), len(x_RD))
     if reduction == "none":
         chunks = zip(x_RD.split(chunk_rows), y_R.split(chunk_rows), strict=True)
         return torch.cat([F.cross_entropy(softcap(F.linear(x, table_VD.to(x.dtype)).float(), cap), y, ignore_index=-1,
@@ -62,7 +59,9 @@ class _ChunkedLoss(torch.autograd.Function):
         dx_RD, dtable_VD = torch.empty_like(x_RD), torch.zeros_like(table_VD)
         cast_VD = table_VD.to(x_RD.dtype)
         for x, y, dx in zip(x_RD.split(chunk_rows), y_R.split(chunk_rows), dx_RD.split(chunk_rows), strict=True):
-            loss, dlogits = kernel(x @ cast_VD.T, y, cap)
+            # A compiled kernel would be compiled again for the rows that are left over.
+            whole = kernel if len(x) == chunk_rows else softcap_cross_entropy_fwd_bwd
+            loss, dlogits = whole(x @ cast_VD.T, y, cap)
             total += loss
             torch.mm(dlogits, cast_VD, out=dx)
             if x.dtype == dtable_VD.dtype:
@@ -77,7 +76,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dtotal: Tensor) -> tuple[Tensor | None, ...]:
         dx_RD, dtable_VD = ctx.saved_tensors
-        return dx_RD * dtotal.to(dx_RD.dtype), dtable_VD * dtotal, None, None, None, None
+        return (dx_RD.float() * dtotal).to(dx_RD.dtype), dtable_VD * dtotal, None, None, None, None
 
 
 def softcap_cross_entropy_fwd_bwd(logits_RV: Tensor, y_R: Tensor, cap: float | None) -> tuple[Tensor, Tensor]:
@@ -101,7 +100,9 @@ def softcap_cross_entropy_fwd_bwd(logits_RV: Tensor, y_R: Tensor, cap: float | N
     exp_RV = z_RV.exp_()
     sum_R1 = exp_RV.sum(1, keepdim=True)
     loss = torch.where(counts_R1, sum_R1.log() - target_R1, 0.0).sum()
-    gradient_RV, one_R1 = exp_RV.mul_(counts_R1 / sum_R1), counts_R1.float()
-    if slope_RV is not None:
-        gradient_RV, one_R1 = gradient_RV.mul_(slope_RV), slope_RV.gather(1, index_R1) * counts_R1
-    return loss, gradient_RV.scatter_add_(1, index_R1, -one_R1).to(logits_RV.dtype)
+    gradient_RV = exp_RV.mul_(counts_R1 / sum_R1)
+    if torch.compiler.is_compiling():    # a comparison fuses; the compiler's scatter would be atomic and in float32
+        gradient_RV = gradient_RV - (torch.arange(exp_RV.shape[1], device=y_R.device) == y_R[:, None]).float()
+    else:
+        gradient_RV.scatter_add_(1, index_R1, -counts_R1.float())
+    return loss, (gradient_RV if slope_RV is None else gradient_RV.mul_(slope_RV)).to(logits_RV.dtype)

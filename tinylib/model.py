@@ -3,6 +3,9 @@
 Exactly the October-2025 nanochat architecture: embedding → RMSNorm → L × (attention, MLP) → RMSNorm → head → softcap.
 No bias, no norm weights, RoPE then QK-norm, ReLU² in the MLP: `12·L·D² + 2·V·D` parameters (tied: `12·L·D² + V·D`).
 
+Mixed precision without autocast, the same on every device: weights are float32, and each `Linear` casts its own to the
+type of its input.  `GPT.dtype` is that type.
+
 Letters in shapes: B batch, T tokens, D dim, F mlp, V vocabulary, L layers, N heads, H head dim.
 
 Source: https://github.com/karpathy/nanochat (nanochat/gpt.py, October 2025).  Tests compare logits and gradients with
@@ -26,11 +29,12 @@ NORM_EPS = 1e-6
 
 
 class KVCache:
-    """KV cache: keys and values of past tokens, for `batch_size` sequences of up to `capacity` tokens."""
+    """KV cache of `model`: keys and values of past tokens, for `batch_size` sequences of up to `capacity` tokens."""
 
-    def __init__(self, config: GPTConfig, batch_size: int, capacity: int, like: Tensor) -> None:
+    def __init__(self, model: GPT, batch_size: int, capacity: int) -> None:
+        config = model.config
         shape = (config.depth, 2, batch_size, config.n_head, capacity, config.head_dim)
-        self._store = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self._store = torch.zeros(shape, dtype=model.dtype, device=model.device)
         self.capacity = capacity
         self.length = 0
         """Number of cached tokens, T₀."""
@@ -49,14 +53,23 @@ class KVCache:
         self.length += tokens
 
 
+class Linear(nn.Linear):
+    """Linear layer without bias that casts its weight to the type of its input."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
 class Attention(nn.Module):
     """Causal multi-head attention: RoPE, then QK-norm, then softmax(q·k / √H)·v."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.query, self.key, self.value, self.output = (
-            nn.Linear(config.dim, config.dim, bias=False) for _ in range(4))
+        self.query, self.key, self.value, self.output = (Linear(config.dim, config.dim) for _ in range(4))
 
     def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None = None,
                 layer: int = 0) -> Tensor:
@@ -78,15 +91,18 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.dim, config.mlp_dim, bias=False)
-        self.down = nn.Linear(config.mlp_dim, config.dim, bias=False)
+        self.up = Linear(config.dim, config.mlp_dim)
+        self.down = Linear(config.mlp_dim, config.dim)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self.down(F.relu(self.up(x_BTD)).square())
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: attention and MLP read the normed residual stream and add to it."""
+    """Pre-norm transformer block: attention and MLP read the normed residual stream and add to it.
+
+    They compute in the type of `rope`; the residual stream may be wider (`GPT.stream_dtype`).
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -95,8 +111,9 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None = None,
                 layer: int = 0) -> Tensor:
-        x_BTD = x_BTD + self.attention(rms_norm(x_BTD), rope, cache, layer)
-        return x_BTD + self.mlp(rms_norm(x_BTD))
+        dtype = rope[0].dtype
+        x_BTD = x_BTD + self.attention(rms_norm(x_BTD).to(dtype), rope, cache, layer)
+        return x_BTD + self.mlp(rms_norm(x_BTD).to(dtype))
 
 
 class GPT(nn.Module):
@@ -111,16 +128,19 @@ class GPT(nn.Module):
     ((2, 3, 3072), -0.0)
     """
 
-    def __init__(self, config: GPTConfig, seed: int = 0) -> None:
+    def __init__(self, config: GPTConfig, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
+        """Initialize from `seed`, unless on the meta device; `dtype` is the precision of activations and products."""
         super().__init__()
         self.config = config
+        self.dtype = dtype
         self.wte = nn.Embedding(config.vocab_size, config.dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.lm_head = None if config.tied else nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.lm_head = None if config.tied else Linear(config.dim, config.vocab_size)
         self.recompute = False
         """Activation checkpointing: recompute each block in the backward pass instead of keeping its activations."""
+        self._compiled_shape: tuple[int, int] | None = None
+        self._compiled_trunk: Callable[[Tensor], Tensor] | None = None
         self._kernel: Kernel = softcap_cross_entropy_fwd_bwd
-        self._compiled_hidden: Callable[[Tensor], Tensor] | None = None
         if not self.wte.weight.is_meta:
             self.init_weights(seed)
 
@@ -129,35 +149,56 @@ class GPT(nn.Module):
         """Output table [V, D]; for a tied model it is the embedding.  This is the only place where the tie is made."""
         return self.wte.weight if self.lm_head is None else self.lm_head.weight
 
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.wte.weight.device
+
+    @property
+    def stream_dtype(self) -> torch.dtype:
+        """Precision of the residual stream: float32 in float16, whose range a sum over layers can leave."""
+        return torch.float32 if self.dtype == torch.float16 else self.dtype
+
     def forward(self, x_BT: Tensor, y_BT: Tensor | None = None, *, cache: KVCache | None = None,
                 reduction: Reduction = "mean") -> Tensor:
         """Logits [B, T, V] in float32, or with targets `y_BT` (-1: ignored) the loss in nats, reduced as asked."""
-        compiled = self._compiled_hidden is not None and cache is None and torch.is_grad_enabled()
-        x_BTD = self._compiled_hidden(x_BT) if compiled else self.hidden(x_BT, cache)
+        x_BTD = self.hidden(x_BT, cache)
         if y_BT is None:
             return self.logits(x_BTD)
         return cross_entropy(x_BTD.flatten(0, 1), self.unembedding, y_BT.flatten(), self.config.softcap, reduction,
                              kernel=self._kernel)
 
-    def compile_for_training(self, on: bool = True) -> None:
-        """Compile the hidden layers and the loss for training passes, or undo it; parameter names do not change."""
+    def compile_for_training(self, shape: tuple[int, int] | None) -> None:
+        """Compile blocks and loss for batches of `shape` [B, T], or undo it with None; parameter names do not change.
+
+        Other shapes are computed without compiling.  On a GPU evaluation in this shape is compiled too.
+        """
         kernel = softcap_cross_entropy_fwd_bwd
-        self._compiled_hidden = torch.compile(self.hidden, dynamic=False) if on else None
-        self._kernel = torch.compile(kernel, dynamic=False) if on else kernel
+        self._compiled_shape = shape
+        self._compiled_trunk = torch.compile(self.trunk, dynamic=False) if shape else None
+        self._kernel = torch.compile(kernel, dynamic=False) if shape else kernel
 
     def hidden(self, x_BT: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Normed output of the last block, [B, T, D]."""
+        """Normed output of the last block, [B, T, D] in `dtype`."""
+        # The lookup stays out of the compiled graph, whose backward pass would add to the table atomically on a GPU.
+        x_BTD = self.wte(x_BT).to(self.stream_dtype)
+        compiled = x_BT.shape == self._compiled_shape and cache is None and (torch.is_grad_enabled() or x_BT.is_cuda)
+        return self._compiled_trunk(x_BTD) if compiled else self.trunk(x_BTD, cache)
+
+    def trunk(self, x_BTD: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Everything between embedding and head: norm, blocks, norm; [B, T, D] in `dtype`."""
         start_pos = 0 if cache is None else cache.length
-        rope = rope_table(start_pos, x_BT.shape[1], self.config.head_dim, self.config.rope_theta, x_BT.device)
-        x_BTD = rms_norm(self.wte(x_BT))
+        cos_TH, sin_TH = rope_table(start_pos, x_BTD.shape[1], self.config.head_dim, self.config.rope_theta, x_BTD.device)
+        rope = cos_TH.to(self.dtype), sin_TH.to(self.dtype)
+        x_BTD = rms_norm(x_BTD)
         for layer, block in enumerate(self.blocks):
             if self.recompute and torch.is_grad_enabled():
                 x_BTD = checkpoint(block, x_BTD, rope, use_reentrant=False, preserve_rng_state=False)
             else:
                 x_BTD = block(x_BTD, rope, cache, layer)
         if cache is not None:
-            cache.advance(x_BT.shape[1])
-        return rms_norm(x_BTD)
+            cache.advance(x_BTD.shape[1])
+        return rms_norm(x_BTD).to(self.dtype)
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """Softcapped logits [B, T, V] of hidden states, in float32."""
@@ -209,7 +250,6 @@ def rope_table(start: int, tokens: int, head_dim: int, theta: float, device: tor
 def apply_rotary_emb(x_BNTH: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
     """Rotary embedding: rotate channel pairs (h, h + H/2) by minus the angle of their position (nanochat's sign)."""
     first, second = x_BNTH.chunk(2, dim=-1)
-    cos_TH, sin_TH = cos_TH.to(x_BNTH.dtype), sin_TH.to(x_BNTH.dtype)
     return torch.cat((first * cos_TH + second * sin_TH, second * cos_TH - first * sin_TH), dim=-1)
 
 

@@ -88,12 +88,12 @@ def _shared(x_KMN: Tensor, dtype: torch.dtype) -> Tensor:
     world, count = dist.get_world_size(), len(x_KMN)
     share = -(-count // world)
     mine = x_KMN[dist.get_rank() * share:(dist.get_rank() + 1) * share]
-    done = torch.zeros((share, *x_KMN.shape[1:]), dtype=x_KMN.dtype, device=x_KMN.device)
+    done = x_KMN.new_zeros((share, *x_KMN.shape[1:]), dtype=dtype)
     if len(mine):
         done[:len(mine)] = newton_schulz(mine, dtype)
-    gathered = torch.empty((world * share, *x_KMN.shape[1:]), dtype=x_KMN.dtype, device=x_KMN.device)
-    dist.all_gather(list(gathered.split(share)), done)
-    return gathered[:count]
+    gathered = x_KMN.new_empty((world * share, *x_KMN.shape[1:]), dtype=dtype)
+    dist.all_gather_into_tensor(gathered, done)
+    return gathered[:count].to(x_KMN.dtype)
 
 
 def _by_shape(weights: Iterable[Tensor]) -> Iterator[list[Tensor]]:
@@ -198,8 +198,7 @@ class GradScaler:
     """Dynamic loss scaling for float16, whose smallest positive number is 6e-8.
 
     If gradients overflow, the scale is halved and the update skipped; after `patience` finite updates it doubles.
-    bfloat16 and float32 have the exponent range to do without: for them the scale stays 1, and gradients that are not
-    finite are an error.
+    bfloat16 and float32 have the exponent range to do without: for them the scale stays 1.
 
     Source: Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740, section 3.2.
 
@@ -216,18 +215,17 @@ class GradScaler:
         self._patience = patience
 
     def update(self, finite: bool) -> bool:
-        """Adapt the scale to whether the gradients are finite; returns whether to apply the update.
+        """Adapt the scale to whether the gradients are finite; returns False if the update must be skipped.
 
-        Raises FloatingPointError if they are not finite and the scale can't be lowered.
+        A scale of 1 can't be lowered: then gradients that are not finite are an error of the training, not of the scale.
         """
-        if not finite and self.value <= 1.0:
-            raise FloatingPointError("gradients are not finite")
-        self.good = self.good + 1 if finite else 0
-        if not finite:
-            self.value /= 2
-        elif self.scales and self.good % self._patience == 0:
+        if not finite and self.value > 1.0:
+            self.value, self.good = self.value / 2, 0
+            return False
+        self.good += 1
+        if self.scales and self.good % self._patience == 0:
             self.value *= 2
-        return finite
+        return True
 
 
 def _make(group: Group, weights: list[Tensor], config: TrainConfig, dtype: torch.dtype) -> torch.optim.Optimizer:

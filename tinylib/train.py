@@ -11,6 +11,8 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,21 +49,35 @@ def train(config: TrainConfig, resume: bool = False, callback: Callback | None =
     directory = RunDirectory(config.run_dir)
     if directory.metrics_file.exists() and not resume:
         raise UserError(f"run_dir={config.run_dir!r} already holds a run: resume it, or choose another name")
-    if int(os.environ.get("RANK", "0")) == 0:
+    rank = int(os.environ.get("RANK", "0"))
+    if rank == 0:
         directory.remove_stale()    # before the ranks meet, so that nothing of this start is lost
-    # `stop_signals` lasts to the end: torchrun sends SIGTERM to the other ranks as soon as one is dead, and they have
-    # to record their failure first.
-    with hoarding(), init_distributed(config.device) as world, stop_signals() as stop_requested:
+    # `stop_signals` lasts until a failure is recorded: torchrun sends SIGTERM to the other ranks as soon as one is dead.
+    with hoarding(), ExitStack() as stack:
         try:
+            world = stack.enter_context(init_distributed(config.device))
+            stop_requested = stack.enter_context(stop_signals())
             trainer = Trainer(config, world, directory, stop_requested, callback)
             trainer.prepare(resume)
             trainer.compile()
             return trainer.run()
         except BaseException as error:
-            record_failure(error, world, directory)
+            record_failure(error, directory)
             raise
         finally:
-            directory.remove_pid(f"rank{world.rank}")    # a notebook that trained lives on, its run doesn't
+            directory.remove_pid(f"rank{rank}")    # a notebook that trained lives on, its run doesn't
+
+
+@dataclass(frozen=True)
+class _Update:
+    """An optimizer step whose values may still be computed on the device."""
+
+    step: int
+    multiplier: float
+    data_s: float
+    values: Tensor
+    """Loss, gradient norm; on the CPU, once `done` has happened."""
+    done: torch.cuda.Event | None
 
 
 class Trainer:
@@ -69,8 +85,8 @@ class Trainer:
 
     step: int
     """Steps done."""
-    gradient: Tensor
-    """Every gradient of the model in one flat tensor; each weight's `.grad` is a view into it."""
+    flat: Tensor
+    """Every gradient of the model, then the loss, in one tensor; each weight's `.grad` is a view into it."""
     ranks: list[dict[str, float]]
     """Of each rank, at the last step: seconds of its own work, before it waits for the others, and peak memory."""
 
@@ -83,6 +99,8 @@ class Trainer:
         self.step_s: list[float] = []
         self.ranks = []
         self.write_event: Callback = lambda record: None
+        self._late: _Update | None = None
+        self._clock = self._status_at = -math.inf
 
     def prepare(self, resume: bool = False) -> None:
         """Validate everything, then write the run directory's first files and build model and optimizer."""
@@ -95,7 +113,7 @@ class Trainer:
         self.dtype, self.dtype_reason = (hardware.dtype(self.device) if config.dtype == "auto" else
                                          (config.dtype, "as configured"))
         self.resumed = resume
-        start = find_start(config, self.directory, self.shards, self.dtype, resume)
+        start = find_start(config, self.directory, self.shards, self.dtype, self._resume_step() if resume else 0)
         self.directory.create()    # everything is valid: from here on the run directory is written
         taken = hardware.visible_devices(world.device.type)[world.device.index or 0]
         self.directory.write_pid(f"rank{world.rank}", Process.current(taken))
@@ -103,18 +121,27 @@ class Trainer:
             self.directory.write_config(config, world.size)
         self.step = start.step
         self._write_status("starting")
-        self.model = GPT(config.model, config.seed).to(world.device)
+        dtype = getattr(torch, self.dtype)
+        with torch.device("meta"):
+            model = GPT(config.model, dtype=dtype)
+        self.model = model.to_empty(device=world.device)
         self.model.recompute = config.recompute
-        self.optimizer = Optimizer(self.model, config, getattr(torch, self.dtype))
-        self.gradient = _flat_gradient(self.model)
-        self.scaler = GradScaler(getattr(torch, self.dtype))
+        self.optimizer = Optimizer(self.model, config, dtype)
+        self.flat = _flat_gradient(self.model)
+        self.scaler = GradScaler(dtype)
         self._load(start)
         if world.rank == 0 and resume:
             self.directory.truncate_metrics(self.step)
 
+    def _resume_step(self) -> int:
+        """Step of the newest checkpoint, 0 without one, as rank 0 sees it: a shared disk may show other ranks less."""
+        newest = max(self.directory.saved_steps(), default=0) if self.world.rank == 0 else 0
+        return int(self.world.all_reduce_sum(torch.tensor(newest)))
+
     def _load(self, start: Start) -> None:
-        """Copy the checkpoint to start from into place.  Every rank does it, from the same files."""
+        """Initialize the weights, or copy the checkpoint to start from into place.  Every rank does the same."""
         if start.folder is None:
+            self.model.init_weights(self.config.seed)
             return
         if start.state is None:
             checkpoint.load_weights(self.model, start.folder)
@@ -140,22 +167,23 @@ class Trainer:
         if self.config.compile == "auto" and self.world.device.type == "cpu" and not hardware.can_compile()[0]:
             return False, hardware.can_compile()[1]
         try:
-            self.model.compile_for_training()
+            self.model.compile_for_training((self.config.device_batch_size, self.config.model.seq_len))
             with self._batches(self.step + 1) as batches:
                 self._accumulate(batches, lambda: False)
             reason = "compiled"
         except Exception as error:
-            if self.config.compile == "on":
+            if self.config.compile == "on" or isinstance(error, torch.OutOfMemoryError):
                 raise
-            self.model.compile_for_training(False)
+            self.model.compile_for_training(None)
             reason = f"torch.compile failed, so training runs eagerly: {type(error).__name__}: {str(error)[:200]}"
-        self.gradient.zero_()
+        self.flat.zero_()
         return reason == "compiled", reason
 
     def run(self) -> Summary:
         """Take the remaining steps; save, then evaluate, where the configuration says so."""
         config = self.config
         self._write_status("running")
+        self._clock = time.perf_counter()
         writes_events = config.tensorboard and self.world.rank == 0
         with (self._batches(config.steps) as batches,
               event_files(self.directory, writes_events, self.step if self.resumed else None) as self.write_event):
@@ -188,79 +216,101 @@ class Trainer:
     def _step(self, batches: Loader) -> bool:
         """One optimizer step; returns False, with nothing changed, where a rank was asked to stop in its middle."""
         began = time.perf_counter()
-        done, loss, data_s = self._accumulate(batches, self.stop_requested)
-        tally = self._tally(loss, done < self.accumulation, time.perf_counter() - began)
-        loss, stops, *ranks = self.world.all_reduce_sum(tally).tolist()
+        done, data_s = self._accumulate(batches, self.stop_requested)
+        tally = self._tally(done < self.accumulation, time.perf_counter() - began)
+        stops, *ranks = self.world.all_reduce_sum(tally).tolist()
         if stops:
-            self.gradient.zero_()
+            self.flat.zero_()
             return False
-        self.gradient.copy_(self.world.all_reduce_sum(self.gradient))
+        self.world.all_reduce_sum(self.flat)
         self.ranks = [{"compute_s": round(compute_s, 4), "memory_bytes": int(peak)}
                       for compute_s, peak in zip(ranks[::2], ranks[1::2], strict=True)]
-        multiplier, norm = self._update(loss)
-        self.gradient.zero_()
-        self.step += 1
-        self._record(loss, norm, multiplier, time.perf_counter() - began, data_s)
+        self._update(data_s)
         return True
 
-    def _tally(self, loss: float, stops: bool, compute_s: float) -> Tensor:
-        """This rank's summands of one all-reduce: loss, stops, and in places of its own its seconds and peak memory."""
-        tally = torch.zeros(2 + 2 * self.world.size, dtype=torch.float64)
-        tally[:2] = torch.tensor([loss, float(stops)], dtype=torch.float64)
-        place = 2 + 2 * self.world.rank
-        tally[place], tally[place + 1] = compute_s, hardware.peak_memory_bytes(self.world.device.type)
+    def _tally(self, stops: bool, compute_s: float) -> Tensor:
+        """This rank's summands of one all-reduce: stops, and in places of its own its seconds and peak memory.
+
+        It is on the CPU, so that gloo adds it up while a GPU still computes.
+        """
+        tally = torch.zeros(1 + 2 * self.world.size, dtype=torch.float64)
+        place = 1 + 2 * self.world.rank
+        tally[0], tally[place], tally[place + 1] = stops, compute_s, hardware.peak_memory_bytes(self.world.device.type)
         return tally
 
-    def _accumulate(self, batches: Loader, stop_requested: Callable[[], bool]) -> tuple[int, float, float]:
+    def _accumulate(self, batches: Loader, stop_requested: Callable[[], bool]) -> tuple[int, float]:
         """Accumulate this rank's share of the batch's loss and gradient over micro-batches, until asked to stop.
 
-        Returns the number of micro-batches, the loss, and the seconds spent waiting for data.
+        Returns the number of micro-batches and the seconds spent waiting for data.
         """
         device, data_s, done = self.world.device, 0.0, 0
-        loss_sum = torch.zeros((), device=device)
         targets = self.shards.targets(self._batch(self.step))
         while done < self.accumulation and not stop_requested():
             began = time.perf_counter()
             x_BT, y_BT = (tensor.to(device, non_blocking=tensor.is_pinned()) for tensor in next(batches))
             data_s += time.perf_counter() - began
-            with torch.autocast(device.type, getattr(torch, self.dtype), enabled=self.dtype != "float32"):
-                loss = self.model(x_BT, y_BT, reduction="sum") / targets
+            loss = self.model(x_BT, y_BT, reduction="sum") / targets
             (loss * self.scaler.value).backward()
-            loss_sum += loss.detach()
+            self.flat[-1] += loss.detach()
             done += 1
-        return done, float(loss_sum), data_s
+        return done, data_s
 
-    def _update(self, loss: float) -> tuple[float, float]:
-        """Clip the gradient and update the weights; returns the rates' multiplier, 0 if skipped, and the norm."""
-        scale, clip = self.scaler.value, self.config.grad_clip
-        norm = float(self.gradient.norm()) / scale
-        try:
-            usable = self.scaler.update(math.isfinite(loss) and math.isfinite(norm))
-        except FloatingPointError:
-            # A checkpoint of this step holds the weights that caused it.
-            good = [step for step in self.directory.saved_steps() if step < self.step]
-            raise FloatingPointError(f"loss={loss}, gradient norm={norm} at step {self.step + 1} (batch {self.step} of "
-                                     f"seed {self.config.seed}): lower the learning rates; the last good checkpoint is "
-                                     + (f"of step {good[-1]}" if good else "none")) from None
-        factor = min(1.0, clip / norm if clip and norm else 1.0) / scale
-        if factor != 1.0:
-            self.gradient.mul_(factor)
-        return (self.optimizer.step(self.step) if usable else 0.0), norm
+    def _update(self, data_s: float) -> None:
+        """Clip the gradient and update the weights, all on the device; then record the step, on CUDA the one before."""
+        scale, clip, gradient = self.scaler.value, self.config.grad_clip, self.flat[:-1]
+        norm = gradient.norm() / scale
+        values = torch.stack([self.flat[-1], norm])
+        usable = not self.scaler.scales or self.scaler.update(bool(values.isfinite().all()))
+        if clip or scale != 1:
+            gradient.mul_((clip / norm).clamp(max=1.0) / scale if clip else 1 / scale)
+        multiplier = self.optimizer.step(self.step) if usable else 0.0
+        self.flat.zero_()
+        self.step += 1
+        late, done = self._late, None
+        if self.world.device.type == "cuda":
+            values, done = values.to("cpu", non_blocking=True), torch.cuda.Event()
+            done.record()
+        self._late = _Update(self.step, multiplier, data_s, values, done)
+        if done is None:
+            self._flush()
+        elif late:
+            self._record(late)
 
-    def _record(self, loss: float, norm: float, multiplier: float, dt_s: float, data_s: float) -> None:
+    def _flush(self) -> None:
+        """Record the step whose values have not been read yet."""
+        if self._late:
+            late, self._late = self._late, None
+            self._record(late)
+
+    def _record(self, update: _Update) -> None:
+        """Wait for the values of `update`, check them and append its record."""
+        if update.done:
+            update.done.synchronize()
+        loss, norm = update.values.tolist()
+        if not (math.isfinite(loss) and math.isfinite(norm)) and update.multiplier:
+            # A checkpoint of the step before holds the weights that caused it.
+            good = [step for step in self.directory.saved_steps() if step < update.step - 1]
+            raise FloatingPointError(
+                f"loss={loss}, gradient norm={norm} at step {update.step} (batch {update.step - 1} of seed "
+                f"{self.config.seed}): lower the learning rates; the last good checkpoint is "
+                + (f"of step {good[-1]}" if good else "none"))
+        now = time.perf_counter()
+        dt_s, self._clock = now - self._clock, now
         self.losses.append(loss)
         self.step_s.append(dt_s)
         rate, peak = self.config.total_batch_size / dt_s, self.header.peak_flops
         mfu = None if peak is None else rate * sizing.flops_per_token(self.config.model) / (peak * self.world.size)
-        self._append(Step(self.step, loss, multiplier, norm, dt_s, data_s, self.step * self.config.total_batch_size,
-                          rate, mfu))
+        self._append(Step(update.step, loss, update.multiplier, norm, dt_s, update.data_s,
+                          update.step * self.config.total_batch_size, rate, mfu))
         self._write_status("running")
 
     def _evaluate(self) -> float | None:
         """Validation bits per byte, also as a record; None, and no record, where a rank was asked to stop."""
+        self._flush()
         result = score(self.model, self.validation, max_tokens=self.config.eval_tokens,
                        batch_size=self.config.device_batch_size, rank=self.world.rank, world_size=self.world.size,
                        all_reduce_sum=self.world.all_reduce_sum, stop_requested=self.stop_requested)
+        self._clock = time.perf_counter()
         if result.stops:
             return None
         self._append(Eval(self.step, result.bits_per_byte, result.loss))
@@ -269,14 +319,17 @@ class Trainer:
         return result.bits_per_byte
 
     def _save(self) -> None:
+        self._flush()    # a checkpoint waits for the check of its own step
         if self.world.rank == 0:
             state = {"step": self.step, "train": plain(self.config), "data": self.shards.fingerprint,
                      "dtype": self.dtype, "loss_scale": [self.scaler.value, self.scaler.good]}
             checkpoint.save(self.directory.checkpoint_path(self.step), self.model, self.optimizer, state,
                             Path(self.config.data) / "tokenizer")
             self.directory.prune(self.config.keep)
+        self._clock = time.perf_counter()
 
     def _end(self, state: State, val_bpb: float | None) -> Summary:
+        self._flush()
         tail = self.losses[-max(1, len(self.losses) // 10):]
         median_s = sorted(self.step_s)[len(self.step_s) // 2] if self.step_s else None
         summary = Summary(state, self.step, sum(tail) / len(tail) if tail else None, val_bpb,
@@ -297,16 +350,19 @@ class Trainer:
             self.callback(record)
 
     def _write_status(self, state: State, **facts: Any) -> None:
-        if self.world.rank == 0:
+        """Write the status: at most once a second while steps pass."""
+        now = time.monotonic()
+        if self.world.rank == 0 and (state != "running" or now - self._status_at > 1):
+            self._status_at = now
             self.directory.write_status(state, step=self.step, steps=self.config.steps, world_size=self.world.size,
                                         ranks=self.ranks, **facts)
 
 
 def _flat_gradient(model: GPT) -> Tensor:
-    """One tensor that holds every gradient, in the order of the model; each weight's `.grad` is a view into it."""
+    """One tensor for every gradient, in the order of the model, and the loss; each `.grad` is a view into it."""
     weights = list(model.parameters())
-    flat = torch.zeros(sum(weight.numel() for weight in weights), device=weights[0].device)
-    for weight, part in zip(weights, flat.split([weight.numel() for weight in weights]), strict=True):
+    flat = torch.zeros(sum(weight.numel() for weight in weights) + 1, device=weights[0].device)
+    for weight, part in zip(weights, flat[:-1].split([weight.numel() for weight in weights]), strict=True):
         weight.grad = part.view_as(weight)
     return flat
 
