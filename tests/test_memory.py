@@ -55,12 +55,6 @@ class Alive(TorchDispatchMode):
         self.now -= self.sizes.pop(key)
 
 
-@contextlib.contextmanager
-def products_in(dtype: str) -> Iterator[None]:
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-        yield
-
-
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize(("config", "batch_size"), [
     (GPTConfig(4, 128, 6144, seq_len=256), 4), (GPTConfig(4, 128, 6144, seq_len=256, tied=True), 4),
@@ -94,9 +88,9 @@ def test_memory_of_a_whole_process(recompute: bool):
 
 def kept(config: GPTConfig, batch_size: int, dtype: str, compiled: bool, recompute: bool = False) -> int:
     """Bytes that autograd keeps of the blocks' forward pass, weights left out."""
-    model, storages = GPT(config), {}
+    model, storages = GPT(config, dtype=getattr(torch, dtype)), {}
     model.recompute = recompute
-    hidden = torch.compile(model.hidden, dynamic=False) if compiled else model.hidden
+    model.compile_for_training((batch_size, config.seq_len) if compiled else None)
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -106,11 +100,10 @@ def kept(config: GPTConfig, batch_size: int, dtype: str, compiled: bool, recompu
         return tensor
 
     x_BT = torch.zeros(batch_size, config.seq_len, dtype=torch.long)
-    with products_in(dtype):
-        if compiled:
-            hidden(x_BT)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            x_BTD = hidden(x_BT)
+    if compiled:
+        model.hidden(x_BT)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        x_BTD = model.hidden(x_BT)
     del x_BTD
     return sum(storages.values())
 
@@ -155,13 +148,14 @@ def test_recomputation_changes_no_gradient():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_loss_holds_what_the_formula_says(dtype: str, rows: int | None, softcap: float | None):
     config = GPTConfig(1, 64, 4096, seq_len=1024, softcap=softcap)
-    x_RD = torch.zeros(2 * 1024, 64, requires_grad=True)
+    x_RD = torch.zeros(2 * 1024, 64, dtype=getattr(torch, dtype), requires_grad=True)
     table_VD = torch.zeros(4096, 64, requires_grad=True)
     table_VD.grad = torch.zeros_like(table_VD)
     y_R = torch.zeros(len(x_RD), dtype=torch.long)
-    with Alive() as alive, products_in(dtype):
+    with Alive() as alive:
         if rows is None:
-            loss = F.cross_entropy(loss_module.softcap(F.linear(x_RD, table_VD).float(), softcap), y_R)
+            logits_RV = F.linear(x_RD, table_VD.to(x_RD.dtype)).float()
+            loss = F.cross_entropy(loss_module.softcap(logits_RV, softcap), y_R)
         else:
             loss = cross_entropy(x_RD, table_VD, y_R, softcap, chunk_rows=rows)
         loss.backward()
@@ -187,14 +181,13 @@ def test_muon_needs_so_many_copies_for_a_moment(dtype: torch.dtype):
 def test_memory_on_a_gpu(recompute: bool):
     config = replace(PRESETS["goldilocks"], seq_len=1024)
     torch.cuda.reset_peak_memory_stats()
-    model = GPT(config).cuda()
+    model = GPT(config, dtype=torch.bfloat16).cuda()
     model.recompute = recompute
-    model.compile_for_training()
+    model.compile_for_training((16, 1024))
     optimizer = Optimizer(model, TrainConfig(config, total_batch_size=16 * 1024, device_batch_size=16))
     x_BT = torch.zeros(16, 1024, dtype=torch.long, device="cuda")
     for step in (0, 1):
-        with torch.autocast("cuda", torch.bfloat16):
-            model(x_BT, x_BT).backward()
+        model(x_BT, x_BT).backward()
         optimizer.step(step)
     formula = sizing.memory(config, 16, dtype="bfloat16", recompute=recompute).total
     assert torch.cuda.max_memory_allocated() == pytest.approx(formula, rel=0.15)

@@ -87,8 +87,8 @@ def softcap_cross_entropy_fwd_bwd(logits_RV: Tensor, y_R: Tensor, cap: float | N
     because CPUs vectorize exp.  Two tensors of the size of the logits are allocated and changed in place.  The casts
     from and to the precision of the logits are inside, so that the compiler fuses them.
     """
-    counts_R1 = (y_R >= 0)[:, None]
-    index_R1 = y_R.clamp(min=0)[:, None]
+    counts_R1 = (y_R >= 0).unsqueeze(1)
+    index_R1 = y_R.clamp(min=0).unsqueeze(1)
     if cap is None:
         z_RV, slope_RV = logits_RV - logits_RV.amax(1, keepdim=True).float(), None
     else:
@@ -102,7 +102,7 @@ def softcap_cross_entropy_fwd_bwd(logits_RV: Tensor, y_R: Tensor, cap: float | N
     loss = torch.where(counts_R1, sum_R1.log() - target_R1, 0.0).sum()
     gradient_RV = exp_RV.mul_(counts_R1 / sum_R1)
     if torch.compiler.is_compiling():    # a comparison fuses; the compiler's scatter would be atomic and in float32
-        gradient_RV = gradient_RV - (torch.arange(exp_RV.shape[1], device=y_R.device) == y_R[:, None]).float()
+        gradient_RV = gradient_RV - (torch.arange(exp_RV.shape[1], device=y_R.device) == y_R.unsqueeze(1)).float()
     else:
         gradient_RV.scatter_add_(1, index_R1, -counts_R1.float())
     return loss, (gradient_RV if slope_RV is None else gradient_RV.mul_(slope_RV)).to(logits_RV.dtype)
