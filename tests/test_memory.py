@@ -205,7 +205,7 @@ def test_bytes():
     assert sizing.weight_bytes(goldilocks) == 150_994_944
     assert sizing.optimizer_bytes(goldilocks) == 4 * (2 * 2 * 12_582_912 + 12_582_912)
     assert sizing.optimizer_bytes(replace(goldilocks, tied=True)) == 4 * (2 * 12_582_912 + 12_582_912)
-    assert sizing.kv_cache_bytes(goldilocks, batch_size=3, context=100, bytes_per_value=2) == 2 * 4 * 3 * 100 * 512 * 2
+    assert sizing.kv_cache_bytes(goldilocks, batch_size=3, context=100) == 2 * 4 * 3 * 100 * 512 * 4
 
 
 def test_the_optimizer_s_state_is_as_large_as_said():

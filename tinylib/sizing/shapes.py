@@ -107,8 +107,8 @@ def _candidates(total: float, tolerance: float, depth: np.ndarray, dim: np.ndarr
     count = np.searchsorted(vocab_V, (most - blocks) // tables, "right") - first
     if count.sum() > _MOST_CANDIDATES:
         raise ConfigError("search", [
-            f"tolerance={tolerance:g} leaves {count.sum()} candidates, more than the limit of {_MOST_CANDIDATES}: use a "
-            "smaller tolerance, wider steps in vocab_sizes or narrower limits"])
+            f"tolerance={tolerance:g} leaves {count.sum()} candidates, more than the limit of {_MOST_CANDIDATES}: use "
+            "a smaller tolerance, wider steps in vocab_sizes or narrower limits"])
     if count.any():
         pair = np.repeat(np.arange(len(count)), count)
         nth = np.arange(len(pair)) - (np.cumsum(count) - count)[pair]
