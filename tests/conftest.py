@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -38,14 +39,19 @@ os.environ.update(TINYLIB_HOME=str(HOME), TINYLIB_PROFILE="smoke", HF_HUB_OFFLIN
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip, visibly, tests that need a GPU where there is none."""
-    if any("gpu" in item.keywords for item in items):
+    """Skip, visibly, tests that need a GPU where there is none; keep together what runs in one process.
+
+    That is a file, whose tests share fixtures, and all notebooks, each of which reads what those before it wrote.
+    """
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("notebooks" if item.path.suffix == ".ipynb" else str(item.path)))
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if on_gpu:
         import torch
 
         if not torch.cuda.is_available():
-            for item in items:
-                if "gpu" in item.keywords:
-                    item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+            for item in on_gpu:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 class Clock:
@@ -63,14 +69,27 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail the session if processes of runs were left behind, and kill them."""
+    """Fail the session if processes of runs were left behind, and kill them; the workers of pytest-xdist tell it."""
+    config = session.config
+    if config.pluginmanager.has_plugin("dsession"):    # it runs no test itself, and the workers are its processes
+        if config.stash.get(LEFT, 0):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        return
     left = list(survivors())
     for process in left:
         process.kill()
     if left:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-    session.config.stash[LEFT] = len(left)
+    config.stash[LEFT] = len(left)
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["left"] = len(left)
     shutil.rmtree(HOME, ignore_errors=True)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Count the processes that a worker of pytest-xdist found left behind."""
+    node.config.stash[LEFT] = node.config.stash.get(LEFT, 0) + getattr(node, "workeroutput", {}).get("left", 0)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
