@@ -39,12 +39,7 @@ os.environ.update(TINYLIB_HOME=str(HOME), TINYLIB_PROFILE="smoke", HF_HUB_OFFLIN
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip, visibly, tests that need a GPU where there is none; keep together what runs in one process.
-
-    That is a file, whose tests share fixtures, and all notebooks, each of which reads what those before it wrote.
-    """
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("notebooks" if item.path.suffix == ".ipynb" else str(item.path)))
+    """Skip, visibly, tests that need a GPU where there is none."""
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if on_gpu:
         import torch
@@ -84,6 +79,18 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(config, "workeroutput"):
         config.workeroutput["left"] = len(left)
     shutil.rmtree(HOME, ignore_errors=True)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep the tests of a file in one process, and all notebooks, each of which reads what those before it wrote."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "notebooks" if nodeid.startswith("notebooks/") else super()._split_scope(nodeid)
+
+    return Files(config, log)
 
 
 @pytest.hookimpl(optionalhook=True)

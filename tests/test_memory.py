@@ -83,7 +83,7 @@ def test_memory_of_a_training_step(config: GPTConfig, batch_size: int, recompute
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs an allocator that can be told to give back")
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_memory_of_a_whole_process(recompute: bool):
     script = Path(__file__).parent.parent / "benchmarks" / "memory.py"
     done = subprocess.run([sys.executable, script, json.dumps(["micro, 16 × 512", recompute, False])], check=True,
