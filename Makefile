@@ -9,8 +9,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-PYTEST := $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env -rs
-CHECKED := tests tinylib notebooks
+PYTEST := $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env -rs \
+	--numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+CHECKED := notebooks tests tinylib
 
 .PHONY: run test test-all lab lint
 

@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -63,14 +64,39 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail the session if processes of runs were left behind, and kill them."""
+    """Fail the session if processes of runs were left behind, and kill them; the workers of pytest-xdist tell it."""
+    config = session.config
+    if config.pluginmanager.has_plugin("dsession"):    # it runs no test itself, and the workers are its processes
+        if config.stash.get(LEFT, 0):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        return
     left = list(survivors())
     for process in left:
         process.kill()
     if left:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-    session.config.stash[LEFT] = len(left)
+    config.stash[LEFT] = len(left)
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["left"] = len(left)
     shutil.rmtree(HOME, ignore_errors=True)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep the tests of a file in one process, and all notebooks, each of which reads what those before it wrote."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "notebooks" if nodeid.startswith("notebooks/") else super()._split_scope(nodeid)
+
+    return Files(config, log)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Count the processes that a worker of pytest-xdist found left behind."""
+    node.config.stash[LEFT] = node.config.stash.get(LEFT, 0) + getattr(node, "workeroutput", {}).get("left", 0)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

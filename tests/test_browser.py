@@ -1,4 +1,7 @@
-"""Notebook 04 in JupyterLab in a real Chromium: its kernel is restarted while it trains, and the run is found again."""
+"""The run of notebook 04 in JupyterLab in a real Chromium.
+
+Its kernel is restarted while it trains, and the run is found again.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,8 @@ pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium, suc
               pytest.mark.skipif(sys.platform != "linux", reason="looks for processes as Linux shows them")]
 
 NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "04_distributed_training.ipynb"
+KEPT = ("# 04", "profile = profiles.profile()", "config = profile.train", "run = launch(config", "run.watch()")
+"""Parts of the cells that a reader needs to get to a run: the title, the set-up, the launch and its view."""
 AGAIN = "from tinylib.launch import attach\n\nattach()"
 MODEL = GPTConfig(depth=6, dim=256, vocab_size=320, head_dim=64, seq_len=128)
 """Large enough for its 40 steps to last while a kernel starts anew."""
@@ -84,7 +89,7 @@ class Lab:
 
 @pytest.fixture
 def lab(tmp_path, monkeypatch) -> Iterator[Lab]:
-    """Notebook 04, and below it what a reader types after a restart, above shards and a design of a test's size."""
+    """Notebook 04 up to its run, then what a reader types after a restart; shards and design are of a test's size."""
     monkeypatch.setenv("TINYLIB_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("TINYLIB_WIDGETS", raising=False)
     for kind in ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR"):
@@ -99,6 +104,7 @@ def lab(tmp_path, monkeypatch) -> Iterator[Lab]:
     build({"train": texts[:3600], "val": texts[3600:]}, Tokenizer.train(texts, MODEL.vocab_size),
           profiles.profile("smoke").shards)
     notebook = nbformat.read(NOTEBOOK, 4)
+    notebook.cells = [cell for cell in notebook.cells if any(part in cell.source for part in KEPT)]
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None

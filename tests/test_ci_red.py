@@ -22,8 +22,8 @@ from tinylib.shards import build
 from tinylib.tokenizer import Tokenizer
 
 texts = [f"Number {{n}} and after it {{n + 1}}." for n in range(300)]
-build({{"train": texts[:250], "val": texts[250:]}}, Tokenizer.train(texts, 280), "shards")
-config = TrainConfig(model=GPTConfig(depth=1, dim=64, vocab_size=280, seq_len=32), data="shards", run_dir="run",
+build({{"train": texts[:250], "val": texts[250:]}}, Tokenizer.train(texts, 280), "shards{lr}")
+config = TrainConfig(model=GPTConfig(depth=1, dim=64, vocab_size=280, seq_len=32), data="shards{lr}", run_dir="run{lr}",
                      steps=3, total_batch_size=64, device_batch_size=1, compile="off", device="cpu", grad_clip=None,
                      embedding_lr={lr}, matrix_lr={lr})
 launch(config, nproc_per_node=2).watch()
@@ -51,7 +51,7 @@ def make_test(folder: Path, cells: dict[str, nbformat.NotebookNode]) -> subproce
     ready.touch()    # newer than pyproject.toml, so that make installs nothing
     command = ["make", "test", "--assume-old=lint", f"BIN={Path(sys.executable).parent}", f"READY={ready}",
                f"CHECKED={folder}"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "PYTEST"))}
     environment["PYTEST_ADDOPTS"] = f"-p no:cacheprovider -c {ROOT / 'pyproject.toml'} --rootdir {folder}"
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
 
@@ -62,15 +62,10 @@ def test_make_test_runs_tests_doctests_and_notebooks() -> None:
     assert {"tests", "tinylib", "notebooks"} <= set(command)
 
 
-def test_sound_notebooks_are_green(tmp_path: Path) -> None:
-    verdict = make_test(tmp_path, SOUND)
-    assert verdict.returncode == 0, verdict.stdout + verdict.stderr
-    assert "4 passed" in verdict.stdout
-
-
-def test_each_broken_twin_is_red(tmp_path: Path) -> None:
-    verdict = make_test(tmp_path, BROKEN)
+def test_sound_notebooks_are_green_and_each_broken_twin_is_red(tmp_path: Path) -> None:
+    verdict = make_test(tmp_path, SOUND | {f"broken_{name}": cell for name, cell in BROKEN.items()})
     assert verdict.returncode != 0, verdict.stdout + verdict.stderr
-    assert "3 failed" in verdict.stdout and "passed" not in verdict.stdout
+    assert "3 failed, 4 passed" in verdict.stdout
+    assert all(f"broken_{name}.ipynb::Cell 0" in verdict.stdout for name in BROKEN)
     for reason in ("FloatingPointError", "AssertionError", "mismatch 'stdout'"):
         assert reason in verdict.stdout

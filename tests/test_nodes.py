@@ -310,6 +310,7 @@ def check_no_seam(run: Run) -> None:
     assert steps == list(range(1, len(steps) + 1))
 
 
+@pytest.mark.slow    # notebook 04 does the same
 def test_two_machines_train_one_run(tiny, capsys):
     """Two torchruns on loopback: one launched, one by the command that the first one prints."""
     endpoint = f"127.0.0.1:{free_port()}"

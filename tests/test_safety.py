@@ -606,6 +606,7 @@ def test_a_signal_to_one_rank_or_to_torchrun_saves_and_ends(torchrun, tiny, aske
     assert directory.saved_steps() == [directory.last(Step).step]
 
 
+@pytest.mark.slow
 def test_torchrun_starts_ranks_again_and_they_go_on(torchrun, tiny, nursery, uninterrupted) -> None:
     """A rank kills itself before the first checkpoint, at the next start after it; the third start comes through."""
     dies = "attempt = int(os.environ['TORCHELASTIC_RESTART_COUNT'])\n        " \

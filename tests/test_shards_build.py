@@ -198,9 +198,10 @@ def test_killed_builds_go_on_and_leave_no_process(command, tmp_path, expected, k
 
 
 @pytest.mark.skipif(os.name != "posix", reason="process groups")
-def test_ctrl_c_leaves_finished_parts_alone(command, tmp_path):
-    """SIGINT for the whole group, as from a terminal: one traceback, and none of a worker."""
-    process = begun(command, tmp_path, finished=5)
+@pytest.mark.parametrize("finished", [1, 5])
+def test_ctrl_c_leaves_finished_parts_alone(command, tmp_path, finished):
+    """SIGINT for the whole group, as from a terminal: one traceback, and none of a worker, even of one that starts."""
+    process = begun(command, tmp_path, finished=finished)
     children = family(process)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)

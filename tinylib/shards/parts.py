@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
 from hashlib import sha256
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -79,16 +80,21 @@ class Workers:
             from joblib.externals.loky import ProcessPoolExecutor
 
             self._spool.mkdir()
+            resource_tracker.ensure_running()    # it unblocks signals when it starts, see below
             self._executor = ProcessPoolExecutor(self.count, initializer=_start, initargs=(os.getpid(),))
         self._tasks += 1
         spooled = self._spool / f"{self._tasks}"
         spooled.write_bytes(texts)
-        return self._executor.submit(_work, spooled, tokenizer, file, dtype)
+        # A worker inherits the blocked signal, so that Ctrl-C reaches the parent alone, even while a worker starts.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            return self._executor.submit(_work, spooled, tokenizer, file, dtype)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _start(parent: int) -> None:
-    """Prepare a worker: ignore Ctrl-C, which the parent handles, and exit when the parent is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Prepare a worker to exit when its parent is killed."""
     threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
 
 

@@ -178,11 +178,6 @@ def decode_flops(config: GPTConfig | Shapes, context: int | None = None) -> int:
     return flops_by_part(config, context).forward
 
 
-def flops(depth: Any, dim: Any, vocab_size: Any, context: Any) -> Any:
-    """`flops_per_token` ("palm") of integers or arrays."""
-    return flops_per_token(Shapes(depth, dim, vocab_size, seq_len=context))
-
-
 def context_of(config: GPTConfig | Shapes, context: int | None) -> int:
     """`context`, or the config's own for None; raises ConfigError unless it is a whole number above zero."""
     if context is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,9 +15,9 @@ BYTES = {"float32": 4, "bfloat16": 2}
 """Bytes of one number."""
 
 
-def weight_bytes(config: GPTConfig | Shapes, bytes_per_parameter: int = 4) -> int:
-    """Bytes of the weights, float32 unless given; the gradients take as many, in float32 on every device."""
-    return bytes_per_parameter * parameters(config).total
+def weight_bytes(config: GPTConfig | Shapes) -> int:
+    """Bytes of the weights, in float32 on every device; the gradients take as many."""
+    return 4 * parameters(config).total
 
 
 def optimizer_bytes(config: GPTConfig | Shapes) -> int:
@@ -30,17 +31,15 @@ def optimizer_bytes(config: GPTConfig | Shapes) -> int:
     return 4 * (2 * count.total - count.blocks)
 
 
-def kv_cache_bytes(config: GPTConfig | Shapes, batch_size: int = 1, context: int | None = None,
-                   bytes_per_value: int = 4) -> int:
-    """Bytes of the KV cache: 2·L·B·T·D numbers.
+def kv_cache_bytes(config: GPTConfig | Shapes, batch_size: int = 1, context: int | None = None) -> int:
+    """Bytes of the KV cache: 2·L·B·T·D numbers in float32.
 
     >>> from tinylib.config import PRESETS
     >>> kv_cache_bytes(PRESETS["goldilocks"]) // 2**20
     32
     """
-    checks.raise_if("kv_cache_bytes", [checks.check_int("batch_size", batch_size),
-                                       checks.check_int("bytes_per_value", bytes_per_value)])
-    return 2 * config.depth * batch_size * context_of(config, context) * config.dim * bytes_per_value
+    checks.raise_if("kv_cache_bytes", [checks.check_int("batch_size", batch_size)])
+    return 4 * 2 * config.depth * batch_size * context_of(config, context) * config.dim
 
 
 def activation_bytes(config: GPTConfig | Shapes, batch_size: int, context: int | None = None,
@@ -166,21 +165,12 @@ def memory(config: GPTConfig, device_batch_size: int, context: int | None = None
                   recomputed_bytes(config, device_batch_size, context, dtype) if recompute else 0)
 
 
-def largest_batch(config: GPTConfig, memory_bytes: float, context: int | None = None, dtype: Precision = "bfloat16",
-                  recompute: bool = False) -> int:
-    """Largest micro-batch, in sequences, that fits `memory_bytes` (bisection); 0 where not even one fits.
+def largest_batch(config: GPTConfig, memory_bytes: float, recompute: bool = False) -> int:
+    """Largest micro-batch, in sequences, that trains in bfloat16 in `memory_bytes`; 0 where not even one fits.
 
     >>> from tinylib.config import PRESETS
     >>> [largest_batch(PRESETS["nanochat-d32"], 80e9, recompute=recompute) for recompute in (False, True)]
     [8, 65]
     """
-    def fits(batch_size: int) -> bool:
-        return memory(config, batch_size, context, dtype, recompute).total <= memory_bytes
-
-    low, high = 0, 1
-    while fits(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    return bisect.bisect_right(range(1, 2**24), memory_bytes,
+                               key=lambda size: memory(config, size, dtype="bfloat16", recompute=recompute).total)

@@ -23,11 +23,9 @@ def pareto_front(figures: np.ndarray) -> np.ndarray:
     >>> pareto_front(np.array([[1, 3], [2, 4], [2, 2], [1, 3]])).tolist()
     [True, False, True, True]
     """
-    order = np.lexsort(figures.T[::-1])
-    columns = np.ascontiguousarray(figures[order].T)
-    first = np.r_[True, (columns[:, 1:] != columns[:, :-1]).any(0)] if len(order) else np.zeros(0, bool)
-    columns, group = columns[:, first], np.cumsum(first) - 1
-    alive, front = np.arange(len(columns[0])), np.zeros(len(columns[0]), bool)
+    distinct, group = np.unique(figures, axis=0, return_inverse=True)
+    columns = np.ascontiguousarray(distinct.T)
+    alive, front = np.arange(len(distinct)), np.zeros(len(distinct), bool)
     while len(alive):
         block = alive[:max(16, 2**21 // len(alive))]
         dominates = np.less_equal(columns[0, block, None], columns[0, alive])
@@ -37,9 +35,7 @@ def pareto_front(figures: np.ndarray) -> np.ndarray:
         dominated = dominates.any(0)
         front[block] = ~dominated[:len(block)]
         alive = alive[len(block):][~dominated[len(block):]]
-    mask = np.empty(len(order), bool)
-    mask[order] = front[group]
-    return mask
+    return front[group.reshape(-1)]
 
 
 def describe(row: pd.Series, found: pd.DataFrame) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,20 +21,6 @@ _MOST_PAIRS, _MOST_CANDIDATES, _MOST_VOCABULARIES = 2_000_000, 200_000, 10_000_0
 """Limits of one search: pairs of depth and width, candidates, vocabulary sizes; each takes up to some 200 MB."""
 _DEPTH, _DIM, _VOCAB, _CONTEXT = 100_000, 2**20, 2**32, 10**8
 """Largest legal values: up to these, and 1e13 parameters, no count overflows 64 bits."""
-
-
-@dataclass(frozen=True)
-class _Request:
-    """The legal arguments of a search."""
-
-    total: float
-    head_dim: int
-    vocab_V: np.ndarray
-    """Distinct vocabulary sizes, sorted."""
-    depths: tuple[int, int]
-    dims: tuple[int, int]
-    tied: bool
-    tolerance: float
 
 
 def search(total: float = 38e6, head_dim: int = 64, vocab_sizes: int | Sequence[int] = range(4096, 131_073, 4096),
@@ -57,23 +42,22 @@ def search(total: float = 38e6, head_dim: int = 64, vocab_sizes: int | Sequence[
     """
     import pandas as pd
 
-    vocab_V, wrong = _vocabularies(vocab_sizes)
     widest = _DIM if max_dim is None else max_dim
     checks.raise_if("search", [
         checks.check_float("total", total, 1, 1e13),
-        checks.check_int("head_dim", head_dim, 2, _DIM, step=2, why="RoPE rotates pairs of channels"), *wrong,
+        checks.check_int("head_dim", head_dim, 2, _DIM, step=2, why="RoPE rotates pairs of channels"),
         checks.check_int("min_depth", min_depth, most=_DEPTH), checks.check_int("max_depth", max_depth, most=_DEPTH),
         checks.check_int("min_dim", min_dim, most=_DIM), checks.check_int("max_dim", widest, most=_DIM),
         checks.check_choice("tied", tied, (True, False)),
         checks.check_float("tolerance", tolerance, 0, 1, note=" (0.02 is 2 %)"),
         None if blocks_percent is None else checks.check_float("blocks_percent", blocks_percent, 0.1, 99.9),
-        checks.check_int("context", context, most=_CONTEXT),
-        _depth_problem(min_depth, max_depth), _dim_problem(min_dim, widest, head_dim)])
-    request = _Request(float(total), int(head_dim), vocab_V, (int(min_depth), int(max_depth)),
-                       (int(min_dim), int(widest)), tied, float(tolerance))
-    shapes = sheet(Shapes(*_candidates(request), int(head_dim), int(context), tied))
+        checks.check_int("context", context, most=_CONTEXT), *_vocabulary_problems(vocab_sizes)])
+    vocab_V = np.unique(np.array(list(vocab_sizes) if np.iterable(vocab_sizes) else [vocab_sizes], dtype=np.int64))
+    depth, dim = _pairs(total * (1 + tolerance), int(head_dim), range(min_depth, max_depth + 1),
+                        range(min_dim, widest + 1))
+    shapes = sheet(Shapes(*_candidates(total, tolerance, depth, dim, vocab_V, tied), int(head_dim), int(context), tied))
     target = (50 if tied else 100 / 3) if blocks_percent is None else float(blocks_percent)
-    return _ranked(pd.DataFrame({name: shapes[name] for name in COLUMNS}), request.total, target)
+    return _ranked(pd.DataFrame({name: shapes[name] for name in COLUMNS}), float(total), target)
 
 
 def _ranked(found: pd.DataFrame, total: float, target: float) -> pd.DataFrame:
@@ -91,108 +75,61 @@ def _ranked(found: pd.DataFrame, total: float, target: float) -> pd.DataFrame:
     return found
 
 
-def _candidates(request: _Request) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _pairs(most: float, head_dim: int, depths: range, dims: range) -> tuple[np.ndarray, np.ndarray]:
+    """Every depth with every width, up to the first whose blocks alone have more than `most` parameters."""
+    if not depths:
+        raise ConfigError("search", [f"max_depth={depths.stop - 1} is below min_depth={depths.start}: use "
+                                     f"max_depth={depths.start} or more"])
+    widest = int(math.sqrt(most / 12 / depths.start)) + head_dim
+    narrowest = -(-dims.start // head_dim) * head_dim
+    dim = np.arange(narrowest, min(dims.stop, max(widest, narrowest) + 1), head_dim)
+    if not len(dim):
+        raise ConfigError("search", [f"max_dim={dims.stop - 1} leaves no width, a multiple of head_dim={head_dim} from "
+                                     f"min_dim={dims.start} on: use max_dim={narrowest}"])
+    depth = np.arange(depths.start, min(depths.stop, max(int(most / 12 / narrowest**2), depths.start) + 2))
+    if len(depth) * len(dim) > _MOST_PAIRS:
+        raise ConfigError("search", [
+            f"max_depth={depths.stop - 1} and max_dim={dims.stop - 1} leave {len(depth) * len(dim)} pairs of depth and "
+            f"width, more than the limit of {_MOST_PAIRS}: use lower ones, or a higher min_depth, min_dim or head_dim"])
+    return np.repeat(depth, len(dim)), np.tile(dim, len(depth))
+
+
+def _candidates(total: float, tolerance: float, depth: np.ndarray, dim: np.ndarray, vocab_V: np.ndarray,
+                tied: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Depth, width and vocabulary of every shape within the tolerance.
 
     For each depth and width the vocabularies that fit are one range of the sorted list, whose ends are found by
     bisection, in integers: the whole grid is never in memory.
     """
-    slack = request.tolerance * request.total
-    least, most = math.ceil(request.total - slack), math.floor(request.total + slack)
-    depth, dim = _pairs(request)
-    tables, blocks = (1 if request.tied else 2) * dim, 12 * depth * dim * dim
-    first = np.searchsorted(request.vocab_V, -((blocks - least) // tables), "left")
-    count = np.searchsorted(request.vocab_V, (most - blocks) // tables, "right") - first
+    tables, blocks = (1 if tied else 2) * dim, 12 * depth * dim * dim
+    least, most = math.ceil(total - tolerance * total), math.floor(total + tolerance * total)
+    first = np.searchsorted(vocab_V, -((blocks - least) // tables), "left")
+    count = np.searchsorted(vocab_V, (most - blocks) // tables, "right") - first
     if count.sum() > _MOST_CANDIDATES:
-        raise ConfigError("search", [_too_many(request.tolerance, int(count.sum()))])
-    if not count.any():
-        raise ConfigError("search", [_nearest(request, depth, dim, tables, blocks)])
-    pair, nth = _ranges(first, count)
-    return depth[pair], dim[pair], request.vocab_V[nth]
-
-
-def _pairs(request: _Request) -> tuple[np.ndarray, np.ndarray]:
-    """Depths and widths whose blocks alone are not too large, and the next width and depth, which may be nearest."""
-    most, (shallowest, deepest) = request.total * (1 + request.tolerance), request.depths
-    narrowest, widest = -(-request.dims[0] // request.head_dim), request.dims[1] // request.head_dim
-    deepest = min(deepest, max(shallowest, int(most / 12 / (narrowest * request.head_dim)**2) + 1))
-    depth = np.arange(shallowest, deepest + 1)
-    heads = (np.sqrt(most / 12 / depth) / request.head_dim).astype(np.int64) + 1
-    count = np.clip(heads, narrowest, widest) - narrowest + 1
-    if count.sum() > _MOST_PAIRS:
         raise ConfigError("search", [
-            f"max_depth={request.depths[1]} and max_dim={request.dims[1]} leave {count.sum()} pairs of depth and "
-            f"width, more than the limit of {_MOST_PAIRS}: use lower ones, or a higher min_depth, min_dim or head_dim"])
-    row, heads = _ranges(np.full(len(depth), narrowest), count)
-    return depth[row], request.head_dim * heads
-
-
-def _ranges(first: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each i `count[i]` rows: i, and beside it first[i], first[i] + 1 …
-
-    >>> [rows.tolist() for rows in _ranges(np.array([5, 8]), np.array([2, 1]))]
-    [[0, 0, 1], [5, 6, 8]]
-    """
-    row = np.repeat(np.arange(len(count)), count)
-    return row, (first - np.cumsum(count) + count)[row] + np.arange(len(row))
-
-
-def _too_many(tolerance: float, count: int) -> str:
-    fit = tolerance * _MOST_CANDIDATES / count / 2
-    fewer = f"tolerance={fit:.1g} or less, " if fit else ""
-    return (f"tolerance={tolerance:g} leaves {count} candidates, more than the limit of {_MOST_CANDIDATES}: "
-            f"use {fewer}wider steps in vocab_sizes or narrower limits")
-
-
-def _nearest(request: _Request, depth: np.ndarray, dim: np.ndarray, tables: np.ndarray, blocks: np.ndarray) -> str:
-    """The problem of an empty result: the nearest shape, of the vocabularies just below and above in every pair."""
-    total, vocab_V = request.total, request.vocab_V
+            f"tolerance={tolerance:g} leaves {count.sum()} candidates, more than the limit of {_MOST_CANDIDATES}: use "
+            "a smaller tolerance, wider steps in vocab_sizes or narrower limits"])
+    if count.any():
+        pair = np.repeat(np.arange(len(count)), count)
+        nth = np.arange(len(pair)) - (np.cumsum(count) - count)[pair]
+        return depth[pair], dim[pair], vocab_V[first[pair] + nth]
     above = np.searchsorted(vocab_V, (total - blocks) / tables)
-    nth = np.clip([above - 1, above], 0, len(vocab_V) - 1)
+    nth = np.clip([above - 1, above], 0, len(vocab_V) - 1)    # in every pair, the vocabularies just below and above
     size = blocks + tables * vocab_V[nth]
     side, pair = np.unravel_index(np.argmin(np.abs(size - total)), size.shape)
     nearest = int(size[side, pair])
     needed = math.ceil(1000 * abs(nearest - total) / total) / 1000
-    return (f"total={total:.15g} is not within tolerance={request.tolerance:g} of any shape in these limits; the "
-            f"nearest holds {nearest}: depth={depth[pair]}, dim={dim[pair]}, vocab_size={vocab_V[nth[side, pair]]}: "
-            f"use total={nearest}" + (f" or tolerance={needed:g}" if needed <= 1 else "")
-            + ", or wider limits of depth, width or vocabulary")
+    raise ConfigError("search", [
+        f"total={total:.15g} is not within tolerance={tolerance:g} of any shape in these limits; the nearest holds "
+        f"{nearest}: depth={depth[pair]}, dim={dim[pair]}, vocab_size={vocab_V[nth[side, pair]]}: use total={nearest}"
+        + (f" or tolerance={needed:g}" if needed <= 1 else "") + ", or wider limits of depth, width or vocabulary"])
 
 
-def _depth_problem(least: Any, most: Any) -> str | None:
-    if not (checks.is_int(least) and checks.is_int(most) and most < least):
-        return None
-    return f"max_depth={most} is below min_depth={least}: use max_depth={least} or min_depth={max(1, most)}"
-
-
-def _dim_problem(least: Any, most: Any, head_dim: Any) -> str | None:
-    if not all(checks.is_int(value) and value > 0 for value in (least, most, head_dim)):
-        return None
-    above, below = -(-int(least) // int(head_dim)) * int(head_dim), most // head_dim * head_dim
-    if above <= most:
-        return None
-    return (f"max_dim={most} leaves no width, a multiple of head_dim={head_dim} from min_dim={least} on: use "
-            f"max_dim={above}" + (f" or min_dim={below}" if below else ""))
-
-
-def _vocabularies(sizes: Any) -> tuple[np.ndarray, list[str]]:
-    """Distinct vocabulary sizes, sorted, or none and the problems with them, three at most."""
-    none = np.zeros(0, np.int64)
-    if not hasattr(sizes, "__len__") or isinstance(sizes, str | bytes | dict) or getattr(sizes, "ndim", 1) == 0:
-        problem = checks.check_int("vocab_sizes", sizes, most=_VOCAB)
-        return (none, [f"{problem}, or a list of such"]) if problem else (np.array([int(sizes)]), [])
-    count = max(0, -((sizes.start - sizes.stop) // sizes.step)) if isinstance(sizes, range) else len(sizes)
-    if not 0 < count <= _MOST_VOCABULARIES:
-        return none, [f"vocab_sizes holds {count} sizes: use 1 to {_MOST_VOCABULARIES} of them"
-                      + (", in wider steps" if count else "")]
-    if isinstance(sizes, range):
-        sizes = np.arange(sizes.start, sizes.stop, sizes.step)
-    values = np.asarray(sizes) if hasattr(sizes, "dtype") else np.array([*sizes, None], object)[:-1]
-    if values.dtype.kind in "iu" and values.ndim == 1:
-        wrong = np.flatnonzero((values < 1) | (values > _VOCAB))
-    else:
-        wrong = [nth for nth, size in enumerate(values) if checks.check_int("", size, most=_VOCAB)]
-    if not len(wrong):
-        return np.unique(values.astype(np.int64)), []
-    found = [checks.check_int(f"vocab_sizes[{nth}]", values[nth], most=_VOCAB) or "" for nth in wrong[:3]]
-    return none, found + ([f"vocab_sizes has {len(wrong) - 3} more of that kind"] if len(wrong) > 3 else [])
+def _vocabulary_problems(sizes: Any) -> list[str | None]:
+    """The problem with one vocabulary size, or with the first wrong one of many."""
+    if not np.iterable(sizes) or isinstance(sizes, str):
+        return [checks.check_int("vocab_sizes", sizes, most=_VOCAB)]
+    if not 0 < len(sizes) <= _MOST_VOCABULARIES:
+        return [f"vocab_sizes holds {len(sizes)} sizes: use 1 to {_MOST_VOCABULARIES} of them"]
+    wrong = (checks.check_int(f"vocab_sizes[{nth}]", size, most=_VOCAB) for nth, size in enumerate(sizes))
+    return [next(filter(None, wrong), None)]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tinylib import checks, hardware
 from tinylib.checks import UserError
 from tinylib.config import GPTConfig
-from tinylib.sizing.counts import flops
+from tinylib.sizing.counts import Shapes, flops_per_token
 from tinylib.tokenizer.pretokenize import batch_texts, to_utf8
 from tinylib.tokenizer.vocabulary import Tokenizer
 
@@ -153,7 +153,7 @@ class Curve:
             covers = float(self.bytes_N.sum() / tokens)
             context = round(self._reach(config) / covers)
             tables = (1 if config.tied else 2) * vocab_size * config.dim
-            token = flops(config.depth, config.dim, vocab_size, context)
+            token = flops_per_token(Shapes(config.depth, config.dim, vocab_size, seq_len=context))
             rows[vocab_size] = {
                 "characters_per_token": float(self.characters_N.sum() / tokens), "bytes_per_token": covers,
                 "embedding_parameters": tables, "embedding_percent": 100 * tables / (tables + _blocks(config)),
@@ -175,7 +175,7 @@ class Curve:
         size_F = np.geomspace(self.vocab_sizes[0], self.vocab_sizes[-1], round(100 * octaves) + 1)
         per_byte_RF = np.exp(self._fit(per_byte_VR)(np.log2(size_F))).T
         context_RF = self._reach(config) * per_byte_RF
-        cost_RF = flops(config.depth, config.dim, size_F, context_RF) * per_byte_RF
+        cost_RF = flops_per_token(Shapes(config.depth, config.dim, size_F, seq_len=context_RF)) * per_byte_RF
         best_R = cost_RF.argmin(1)
         low, high = np.quantile(size_F[best_R[1:]], (0.025, 0.975))
         flat_F = size_F[cost_RF[0] <= 1.01 * cost_RF[0].min()]
