@@ -58,13 +58,13 @@ def passes(config: GPTConfig, x_BT: torch.Tensor, dtype: torch.dtype) -> Contend
     """Forward and backward of one micro-batch, each way, gradients added to what is there."""
     y_BT, kind = x_BT.roll(-1, 1), x_BT.device.type
 
-    def adding(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
+    def adding(model: torch.nn.Module, loss: Callable[[], torch.Tensor], autocast: bool = False) -> Callable[[], None]:
         for weight in model.parameters():
             torch.nn.init.normal_(weight, std=0.02)    # ours has zeros, theirs not
             weight.grad = torch.zeros_like(weight)
 
         def step() -> None:
-            with torch.autocast(kind, dtype, enabled=dtype != torch.float32):
+            with torch.autocast(kind, dtype, enabled=autocast and dtype != torch.float32):
                 total = loss()
             total.backward()
         return step
@@ -73,11 +73,11 @@ def passes(config: GPTConfig, x_BT: torch.Tensor, dtype: torch.dtype) -> Contend
         model = NanoChatForCausalLM(hf_config(config)).to(kind)
         forward = torch.compile(model) if compiled else model
         return adding(model, lambda: F.cross_entropy(
-            forward(input_ids=x_BT, use_cache=False).logits.flatten(0, 1).float(), y_BT.flatten()))
+            forward(input_ids=x_BT, use_cache=False).logits.flatten(0, 1).float(), y_BT.flatten()), autocast=True)
 
     def ours(compiled: bool, plain: bool = False) -> Callable[[], None]:
-        model = GPT(config).to(kind)
-        model.compile_for_training(compiled)
+        model = GPT(config, dtype=dtype).to(kind)
+        model.compile_for_training(tuple(x_BT.shape) if compiled else None)
         return adding(model, lambda: F.cross_entropy(model(x_BT).flatten(0, 1), y_BT.flatten()) if plain else
                       model(x_BT, y_BT))
 

@@ -98,7 +98,8 @@ def test_products_are_in_the_compute_type_and_the_rest_as_designed(dtype: torch.
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize(("dtype", "stream"), [(torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)], ids=str)
+@pytest.mark.parametrize(("dtype", "stream"), [(torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)],
+                         ids=str)
 def test_the_residual_stream_is_wider_in_float16_alone(dtype: torch.dtype, stream: torch.dtype, device: str) -> None:
     seen = []
     with traced(device, dtype) as (_, model):

@@ -22,7 +22,6 @@ from tinylib import hardware
 from tinylib.checks import UserError
 from tinylib.rundir import RunDirectory
 
-
 TIMEOUT = timedelta(minutes=10)
 """A rank that waits longer for the others fails: longer than any of them compiles or saves."""
 
@@ -73,8 +72,8 @@ def init_distributed(kind: str = "auto") -> Iterator[World]:
     # The optimizers import dynamo.  Imported after the group is made, it keeps the group's threads alive to the end of
     # the interpreter, where now and then one of them aborts the process (torch 2.13).
     importlib.import_module("torch._dynamo")
-    cuda = found.kind == "cuda"
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT, device_id=device if cuda else None)
+    on_gpu = {"backend": "cpu:gloo,cuda:nccl", "device_id": device} if found.kind == "cuda" else {"backend": "gloo"}
+    dist.init_process_group(timeout=TIMEOUT, **on_gpu)
     world = World(dist.get_rank(), dist.get_world_size(), device)
     yield world
     world.all_reduce_sum(torch.zeros(1))    # a rank that leaves early must not end the run while another still writes

@@ -188,8 +188,8 @@ class GPT(nn.Module):
     def trunk(self, x_BTD: Tensor, cache: KVCache | None = None) -> Tensor:
         """Everything between embedding and head: norm, blocks, norm; [B, T, D] in `dtype`."""
         start_pos = 0 if cache is None else cache.length
-        cos_TH, sin_TH = rope_table(start_pos, x_BTD.shape[1], self.config.head_dim, self.config.rope_theta, x_BTD.device)
-        rope = cos_TH.to(self.dtype), sin_TH.to(self.dtype)
+        tables = rope_table(start_pos, x_BTD.shape[1], self.config.head_dim, self.config.rope_theta, x_BTD.device)
+        rope = tables[0].to(self.dtype), tables[1].to(self.dtype)
         x_BTD = rms_norm(x_BTD)
         for layer, block in enumerate(self.blocks):
             if self.recompute and torch.is_grad_enabled():

@@ -217,7 +217,7 @@ class GradScaler:
     def update(self, finite: bool) -> bool:
         """Adapt the scale to whether the gradients are finite; returns False if the update must be skipped.
 
-        A scale of 1 can't be lowered: then gradients that are not finite are an error of the training, not of the scale.
+        A scale of 1 can't be lowered: then the training is at fault, and the caller has to end it.
         """
         if not finite and self.value > 1.0:
             self.value, self.good = self.value / 2, 0

@@ -52,7 +52,7 @@ def train(config: TrainConfig, resume: bool = False, callback: Callback | None =
     rank = int(os.environ.get("RANK", "0"))
     if rank == 0:
         directory.remove_stale()    # before the ranks meet, so that nothing of this start is lost
-    # `stop_signals` lasts until a failure is recorded: torchrun sends SIGTERM to the other ranks as soon as one is dead.
+    # `stop_signals` lasts until a failure is recorded: torchrun sends SIGTERM to the others as soon as one rank is dead.
     with hoarding(), ExitStack() as stack:
         try:
             world = stack.enter_context(init_distributed(config.device))

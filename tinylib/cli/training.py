@@ -7,7 +7,6 @@ import os
 import sys
 from pathlib import Path
 
-from tinylib import hardware
 from tinylib.checks import UserError
 from tinylib.cli import tables
 from tinylib.cli.verbs import Flags, Result, RunName, verb
@@ -74,11 +73,11 @@ def evaluate(run: RunName, split: str = "val", max_tokens: int | None = None, ba
     from tinylib.shards import Shards
     from tinylib.tokenizer import Tokenizer
 
-    found, kind = attach(run), hardware.device(device).kind
+    found = attach(run)
     shards = Shards(found.read_config()["train"]["data"], split)
     tokenizer = found.checkpoint() / "tokenizer"
     shards.check_tokenizer(Tokenizer.load(tokenizer).fingerprint, str(tokenizer))
-    scored = score(found.model(kind), shards, max_tokens=max_tokens, batch_size=batch_size)
+    scored = score(found.model(device), shards, max_tokens=max_tokens, batch_size=batch_size)
     facts = {"run": found.path, "checkpoint": found.checkpoint().name, "split": split}
     return Result(facts | {"bits_per_byte": scored.bits_per_byte, "tokens": scored.tokens})
 
@@ -98,10 +97,10 @@ def sample(run: RunName, prompt: str = "", max_tokens: int = 200, temperature: f
     from tinylib.launch import attach
     from tinylib.tokenizer import Tokenizer
 
-    found, kind, written = attach(run), hardware.device(device).kind, []
+    found, written = attach(run), []
     tokenizer = Tokenizer.load(found.checkpoint() / "tokenizer")
     print(prompt, end="")
-    for piece in generate(found.model(kind), tokenizer, prompt, max_tokens=max_tokens, temperature=temperature,
+    for piece in generate(found.model(device), tokenizer, prompt, max_tokens=max_tokens, temperature=temperature,
                           top_k=top_k, seed=seed):
         print(piece, end="", flush=True)
         written.append(piece)

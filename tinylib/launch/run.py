@@ -20,7 +20,7 @@ from tinylib.launch.hints import hint
 from tinylib.launch.start import LaunchSettings
 from tinylib.launch.stop import wait_until
 from tinylib.launch.view import UPDATE_S, View
-from tinylib.rundir import ENDED, RunDirectory, State, Summary
+from tinylib.rundir import ENDED, Header, RunDirectory, State, Summary
 from tinylib.shards import open_splits
 
 if TYPE_CHECKING:
@@ -88,11 +88,13 @@ class Run(RunDirectory):
         command = start.torchrun(settings, self, resume=True)
         return shlex.join(["env", *map("=".join, start.RANK_VARIABLES.items()), *command])
 
-    def model(self, device: str = "cpu") -> GPT:
-        """The model of the newest checkpoint."""
+    def model(self, device: str = "auto") -> GPT:
+        """The model of the newest checkpoint on `device`, in the run's precision; a slow one on a CPU is float32."""
         from tinylib.checkpoint import load_model
 
-        return load_model(self.checkpoint(), device)
+        found, header = hardware.device(device), self.last(Header)
+        fast = header is not None and "float32" not in (header.dtype, found.kind == "cpu" and hardware.dtype(found)[0])
+        return load_model(self.checkpoint(), found.kind, header.dtype if header and fast else "float32")
 
     def watch(self) -> None:
         """Show the live view in this cell, or a status line in a terminal, until the run has ended.

@@ -46,20 +46,20 @@ def activation_bytes(config: GPTConfig | Shapes, batch_size: int, context: int |
                      dtype: Precision = "float32", recompute: bool = False) -> int:
     """Bytes of activations that the blocks keep for the backward pass of `batch_size` sequences.
 
-    A layer keeps 19·D + 3·N + 2 numbers a token.  2·D of them are the residual stream and 3·N + 2 the scales of norms
-    and softmax, in float32 always.  17·D are in `dtype`: in attention 7·D (a normed copy of the input; queries and
-    keys, rotated and normed; values; the result) and the result joined, in the MLP 9·D (a normed copy of the input;
-    ReLU and its square, 4·D each).  The attention kernel recomputes its scores.  Embedding and last norm keep 3·D.
-    In bfloat16 the cast copies of the matrices are kept too.  With `recompute` a layer keeps only its input, D
-    numbers a token, and recomputes the rest in the backward pass, see `recomputed_bytes`.
+    A layer keeps 19·D numbers a token in `dtype`, and 3·N + 2 in float32, the scales of norms and softmax.  The 19·D
+    are 2·D of the residual stream, in attention 7·D (a normed copy of the input; queries and keys, rotated and normed;
+    values; the result) and the result joined, in the MLP 9·D (a normed copy of the input; ReLU and its square, 4·D
+    each).  The attention kernel recomputes its scores.  Embedding and last norm keep 3·D.  In bfloat16 the cast copies
+    of the matrices are kept too.  With `recompute` a layer keeps only its input, D numbers a token, and recomputes the
+    rest in the backward pass, see `recomputed_bytes`.
     Source: counted in `tinylib.model`; tests compare with what autograd saves, of the compiled model in bfloat16.
 
     >>> from tinylib.config import PRESETS
     >>> [activation_bytes(PRESETS["goldilocks"], 1, dtype=dtype) // 2**20 for dtype in BYTES]
-    [316, 204]
+    [316, 182]
     """
     layer = _layer_bytes(config, batch_size, context, dtype)
-    inputs = 4 * batch_size * context_of(config, context) * config.dim
+    inputs = BYTES[dtype] * batch_size * context_of(config, context) * config.dim
     return 3 * inputs + config.depth * (inputs if recompute else layer)
 
 
@@ -67,9 +67,9 @@ def recomputed_bytes(config: GPTConfig | Shapes, batch_size: int, context: int |
                      dtype: Precision = "float32") -> int:
     """Bytes of one layer's recomputed activations and of the gradients in its backward pass.
 
-    Gradients take 10·D numbers a token: 4·D for each half of the MLP in `dtype`, and 2·D of the residual stream.
+    Gradients take 10·D numbers a token: 4·D for each half of the MLP, and 2·D of the residual stream.
     """
-    passing = 4 * 2 * config.dim + BYTES[dtype] * 8 * config.dim
+    passing = BYTES[dtype] * 10 * config.dim
     return _layer_bytes(config, batch_size, context, dtype) + batch_size * context_of(config, context) * passing
 
 
@@ -79,7 +79,7 @@ def _layer_bytes(config: GPTConfig | Shapes, batch_size: int, context: int | Non
                                          checks.check_int("batch_size", batch_size)])
     tokens, size = batch_size * context_of(config, context), BYTES[dtype]
     casts = 0 if dtype == "float32" else 12 * config.dim**2 * size
-    return tokens * (4 * (2 * config.dim + 3 * config.n_head + 2) + 17 * config.dim * size) + casts
+    return tokens * (4 * (3 * config.n_head + 2) + 19 * config.dim * size) + casts
 
 
 def chunk_rows(vocab_size: int, kind: str = "cpu") -> int:
@@ -170,7 +170,7 @@ def largest_batch(config: GPTConfig, memory_bytes: float, recompute: bool = Fals
 
     >>> from tinylib.config import PRESETS
     >>> [largest_batch(PRESETS["nanochat-d32"], 80e9, recompute=recompute) for recompute in (False, True)]
-    [8, 65]
+    [9, 104]
     """
     return bisect.bisect_right(range(1, 2**24), memory_bytes,
                                key=lambda size: memory(config, size, dtype="bfloat16", recompute=recompute).total)
