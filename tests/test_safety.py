@@ -382,11 +382,10 @@ def test_a_loss_that_is_not_finite_names_step_batch_and_the_last_good_checkpoint
     """The weights are spoilt after step 5, so its checkpoint is no good one."""
     update = train.Trainer._update
 
-    def spoil(self, loss):
-        found = update(self, loss)
-        if self.step == 4:
+    def spoil(self, data_s):
+        update(self, data_s)
+        if self.step == 5:
             next(self.model.parameters()).data.fill_(math.nan)
-        return found
 
     monkeypatch.setattr(train.Trainer, "_update", spoil)
     config = replace(tiny, steps=10, save_every=save_every, seed=3)
@@ -425,9 +424,9 @@ def test_overflow_in_float16_leaves_updates_out_and_training_goes_on(tiny, monke
     directory = RunDirectory(config.run_dir)
     steps = directory.metrics()
     out = steps["lr_multiplier"] == 0
-    assert 10 < out.sum() < 35 and out[:10].all() and not out[35:].any()
+    assert 10 < out.sum() < 35 and out[1:11].all() and not out[35:].any(), "the first gradient is 0 but for the head's"
     assert (steps["grad_norm"].map(math.isfinite) != out).all()
-    assert steps["loss"][:11].tolist() == pytest.approx([math.log(320)] * 11, rel=0.01)
+    assert steps["loss"].iloc[1:12].max() < 1.05 * steps["loss"].iloc[1:12].min(), "the weights wait"
     assert summary.train_loss < 0.7 * math.log(320)
     scale, good = checkpoint.read_train_state(directory.checkpoint())["loss_scale"]
     assert scale == 2.0**(40 - out.sum()) and good == 60 - out[out].index[-1]
@@ -440,14 +439,10 @@ def test_the_scale_of_the_loss_falls_at_once_and_rises_slowly() -> None:
     assert all(scale.update(True) for _ in range(7)) and scale.value == 8.0
     for _ in range(3):
         assert scale.update(False) is False
-    assert scale.value == 1.0
-    with pytest.raises(FloatingPointError):
-        scale.update(False)
+    assert scale.value == 1.0 and scale.update(False), "nothing is left to lower: the trainer raises"
     for dtype in (torch.float32, torch.bfloat16):
         constant = GradScaler(dtype, patience=1)
-        assert constant.update(True) and constant.value == 1.0
-        with pytest.raises(FloatingPointError):
-            constant.update(False)
+        assert constant.update(True) and constant.update(False) and constant.value == 1.0
 
 
 # A full disk

@@ -52,7 +52,7 @@ def train(config: TrainConfig, resume: bool = False, callback: Callback | None =
     rank = int(os.environ.get("RANK", "0"))
     if rank == 0:
         directory.remove_stale()    # before the ranks meet, so that nothing of this start is lost
-    # `stop_signals` lasts until a failure is recorded: torchrun sends SIGTERM to the others as soon as one rank is dead.
+    # `stop_signals` lasts until a failure is recorded: torchrun sends SIGTERM to the others as soon as a rank is dead.
     with hoarding(), ExitStack() as stack:
         try:
             world = stack.enter_context(init_distributed(config.device))
@@ -101,6 +101,7 @@ class Trainer:
         self.write_event: Callback = lambda record: None
         self._late: _Update | None = None
         self._clock = self._status_at = -math.inf
+        self._state = ""
 
     def prepare(self, resume: bool = False) -> None:
         """Validate everything, then write the run directory's first files and build model and optimizer."""
@@ -352,8 +353,8 @@ class Trainer:
     def _write_status(self, state: State, **facts: Any) -> None:
         """Write the status: at most once a second while steps pass."""
         now = time.monotonic()
-        if self.world.rank == 0 and (state != "running" or now - self._status_at > 1):
-            self._status_at = now
+        if self.world.rank == 0 and (state != self._state or now - self._status_at > 1):
+            self._state, self._status_at = state, now
             self.directory.write_status(state, step=self.step, steps=self.config.steps, world_size=self.world.size,
                                         ranks=self.ranks, **facts)
 
