@@ -98,10 +98,10 @@ def test_ranks_and_micro_batches_slice_one_global_batch(folder, ranks, micro):
         assert torch.equal(torch.cat([part[side] for part in parts]), whole[side])
 
 
-def test_rows_may_be_a_slice_or_an_array(folder):
+def test_rows_may_be_a_range_or_an_array(folder):
     shard, batch = Shards(folder), Batch(step=0, rows=6, seq_len=8)
     whole = shard.batch(batch)[0]
-    assert torch.equal(shard.batch(batch, slice(1, None, 2))[0], whole[1::2])
+    assert torch.equal(shard.batch(batch, range(1, 6, 2))[0], whole[1::2])
     assert torch.equal(shard.batch(batch, np.array([4, 0]))[0], whole[[4, 0]])
 
 

@@ -59,7 +59,8 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer, saved: Path, dtype: np.dtype, work: Path, processes: int) -> None:
         """`saved` is the folder of the tokenizer."""
         self.processes = processes
-        self._tokenizer, self._saved, self._dtype, self._work, self._spool = tokenizer, saved, dtype, work, work / "text"
+        self._tokenizer, self._saved, self._dtype = tokenizer, saved, dtype
+        self._work, self._spool = work, work / "text"
         self._tasks = self._characters = 0
         self._executor: Any = None
         # Ctrl-C raises in the main thread alone, so in this one it can't leave loky half started.
