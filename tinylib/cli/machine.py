@@ -32,7 +32,7 @@ def list_runs(folder: Path | None = None) -> Result:
     rows = [_facts(run) for run in launch.runs(folder)]
     shown = pd.DataFrame([{name: tables.text(name, value) for name, value in row.items() if value is not None}
                           for row in rows]).rename(columns={"val_bpb": "bits per byte", "age_s": "age"})
-    return Result({"runs": rows}, tables.frame(shown, index=False) if rows else "no runs yet: tinylib train")
+    return Result({"runs": rows}, shown.to_string(index=False, na_rep="") if rows else "no runs yet: tinylib train")
 
 
 def _facts(run: Run) -> dict[str, Any]:
@@ -91,9 +91,9 @@ def doctor() -> Result:
     from tinylib.doctor import doctor
 
     checks = doctor()
-    return Result({"ok": all(check.state != "error" for check in checks), "checks": [vars(check) for check in checks]},
-                  "\n".join(f"{check.state:<8} {check.name:<10} {check.detail}" for check in checks),
-                  ok=all(check.state != "error" for check in checks))
+    ok = all(check.state != "error" for check in checks)
+    return Result({"ok": ok, "checks": checks},
+                  "\n".join(f"{check.state:<8} {check.name:<10} {check.detail}" for check in checks), ok)
 
 
 @verb()
