@@ -12,7 +12,10 @@ from tinylib.checks import UserError
 from tinylib.cli import tables
 from tinylib.cli.verbs import Flags, Result, RunName, verb
 from tinylib.config import DeviceKind, TrainConfig
+from tinylib.launch import attach, write_slurm
 from tinylib.rundir import RunDirectory, find_run, show_progress
+from tinylib.shards import Shards
+from tinylib.tokenizer import Tokenizer
 
 
 @verb()
@@ -27,8 +30,6 @@ def train(config: Flags[TrainConfig], resume: bool = False, slurm: Path | None =
         nproc_per_node: processes on each machine, with --slurm
     """
     if slurm:
-        from tinylib.launch import write_slurm
-
         text, facts = write_slurm(config, slurm, nproc_per_node, nnodes), {"slurm": slurm, "run_dir": config.run_dir}
         facts["submit"] = f"sbatch {slurm}"
         return Result(facts, f"{text}\n{tables.facts(facts)}")
@@ -64,9 +65,6 @@ def evaluate(run: RunName, split: str = "val", max_tokens: int | None = None, ba
         batch_size: sequences at once
     """
     from tinylib.evaluate import score
-    from tinylib.launch import attach
-    from tinylib.shards import Shards
-    from tinylib.tokenizer import Tokenizer
 
     found = attach(run)
     checkpoint, model = found.checkpoint(), found.model(hardware.device(device).kind)
@@ -89,8 +87,6 @@ def sample(run: RunName, prompt: str = "", max_tokens: int = 200, temperature: f
         top_k: sample from so many of the likeliest tokens; None from all
     """
     from tinylib.generate import generate
-    from tinylib.launch import attach
-    from tinylib.tokenizer import Tokenizer
 
     found, written = attach(run), []
     model, tokenizer = found.model(hardware.device(device).kind), Tokenizer.load(found.checkpoint() / "tokenizer")
