@@ -24,16 +24,10 @@ def size(config: Flags[GPTConfig], batch_size: int = 1) -> Result:
     Args:
         batch_size: sequences at once, for activations, logits and the KV cache, in float32
     """
+    run = sizing.PUBLISHED.get(preset_name(config) or "")
     facts = {"config": config} | sizing.sheet(config, batch_size)
     shown = {name: value for name, value in facts.items() if not hasattr(config, name)}
-    return Result(facts | {"published": sizing.PUBLISHED.get(preset_name(config) or "")},
-                  tables.facts(shown | {"published": _published(config)}))
-
-
-def _published(config: GPTConfig) -> str | None:
-    """What others reported of a run of this preset."""
-    run = sizing.PUBLISHED.get(preset_name(config) or "")
-    return run and f"{run.hours} h, ${run.usd:,.0f}: {run.holds}"
+    return Result(facts | {"published": run}, tables.facts(shown | {"published": run}))
 
 
 @verb()
@@ -70,9 +64,8 @@ def plan(made: Annotated[sizing.Plan, tyro.conf.arg(name="", constructor=sizing.
     """Plan of a training run: tokens, steps, memory, time and cost, here and on other hardware."""
     elsewhere = sizing.plans(made.config, nproc_per_node=made.nproc_per_node, nnodes=made.nnodes, tokens=made.tokens,
                              total_batch_size=made.total_batch_size, mfu=made.utilisation)
-    rows = {"config": made.config} | made.table().to_dict() | {"capability": sizing.tier(made.flops),
-                                                               "published": _published(made.config)}
-    command = train_command(made)
+    command, rows = train_command(made), {"config": made.config} | made.table().to_dict() | {
+        "capability": sizing.tier(made.flops), "published": sizing.PUBLISHED.get(preset_name(made.config) or "")}
     text = "\n".join([tables.facts(rows), "", command, "", _hardware(elsewhere)])
     return Result(made.figures() | {"command": command, "elsewhere": elsewhere.to_dict("index")}, text)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from tinylib.config import GPTConfig, preset_name
@@ -55,12 +56,12 @@ def text(name: str, value: Any) -> str:
 
 
 def model(config: GPTConfig) -> str:
-    """A model in one line.
+    """A model in one line, with the name of the preset whose shape it has.
 
     >>> model(GPTConfig(depth=4, dim=64, vocab_size=3072))
     'nano: depth 4, dim 64, 1 × 64 heads, V 3,072, T 2,048'
     """
-    name = preset_name(config, ignore=["seq_len"])
+    name = preset_name(replace(config, seq_len=GPTConfig.seq_len))
     return (f"{name}: " if name else "") + (
         f"depth {config.depth}, dim {config.dim:,}, {config.n_head} × {config.head_dim} heads, "
         f"V {config.vocab_size:,}, T {config.seq_len:,}") + ", tied" * config.tied

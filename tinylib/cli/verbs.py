@@ -18,7 +18,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Str
 
 from tinylib.checks import ConfigError, UserError
 from tinylib.cli import tables
-from tinylib.config import PRESETS, GPTConfig, TrainConfig, from_dict
+from tinylib.config import PRESETS, GPTConfig, TrainConfig, from_json
 
 T = TypeVar("T")
 Flags = Annotated[T, tyro.conf.arg(name="")]
@@ -109,27 +109,13 @@ def _defaults(arguments: Sequence[str]) -> dict[type, Any]:
     for name, _ in NAMED.values():
         parser.add_argument(f"--{name}", nargs="?")
     named, _ = parser.parse_known_args(arguments)
-    train = TrainConfig() if named.config is None else _read(TrainConfig, named.config)
-    if named.model is None:
-        model = dataclasses.replace(train.model)    # a copy, because `configuration` goes by identity
-    elif named.model in PRESETS:
-        model = dataclasses.replace(PRESETS[named.model])
-    elif Path(named.model).is_file():
-        model = _read(GPTConfig, named.model)
-    else:
-        raise UserError(f"model={named.model!r} is neither a preset nor a file: use one of {', '.join(PRESETS)}")
-    return {GPTConfig: model, TrainConfig: train}
-
-
-def _read(kind: type[T], file: str) -> T:
-    """The configuration in a JSON file, or in the config.json of a run directory."""
-    try:
-        values = json.loads(Path(file).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{file} holds no JSON object: write one with tinylib.config.to_json")
-    return from_dict(kind, values.get("train", values))
+    train = from_json(TrainConfig, Path(named.config).read_text(encoding="utf-8")) if named.config else TrainConfig()
+    model = PRESETS.get(named.model, train.model)
+    if named.model and named.model not in PRESETS:
+        if not Path(named.model).is_file():
+            raise UserError(f"model={named.model!r} is neither a preset nor a file: use one of {', '.join(PRESETS)}")
+        model = from_json(GPTConfig, Path(named.model).read_text(encoding="utf-8"))
+    return {GPTConfig: dataclasses.replace(model), TrainConfig: train}    # a copy: `configuration` goes by identity
 
 
 def to_int(word: str) -> int:
