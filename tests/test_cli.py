@@ -152,6 +152,13 @@ def test_a_mistake_is_reported_in_one_line(call, tmp_path, arguments, code, mess
         assert len(err.splitlines()) == 1
 
 
+def test_one_rank_alone_reports_a_wrong_configuration(call, monkeypatch):
+    for rank, lines in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        code, out, err = call("train", "--dim", "500")
+        assert (code, out, len(err.splitlines())) == (1, "", lines)
+
+
 def test_an_error_that_is_not_the_users_keeps_its_traceback(monkeypatch):
     for error in (KeyError("missing"), ValueError("a library's"), RuntimeError("a library's")):
         def fail(*arguments, error=error):

@@ -188,7 +188,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, GPTConfig):
-            raise ConfigError("TrainConfig", [f"model={self.model!r} is not a GPTConfig: use PRESETS[name]"])
+            checks.raise_if("TrainConfig", [f"model={self.model!r} is no GPTConfig: use PRESETS[name] or GPTConfig(…)"])
         paths = ("data", "run_dir", *(["init_from"] if self.init_from is not None else []))
         for name in paths:
             if isinstance(getattr(self, name), os.PathLike):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,11 +48,11 @@ def search(total: float = 38e6, head_dim: int = 64, vocab_sizes: Sequence[int] =
     found = sizing.search(total, head_dim, vocab_sizes, min_depth, max_depth, min_dim, max_dim, tied, tolerance,
                           blocks_percent, context)
     best, front = found.head(12), int(found["pareto"].sum())
-    columns = {"preset": "preset", "depth": "depth", "dim": "dim", "vocab_size": "V", "total": "total",
-               "decode_bytes": "decoding", "flops_per_token": "a token"}
-    table = best.to_string(index=False, columns=list(columns), header=list(columns.values()), formatters={
-        "total": tables.quantity, "decode_bytes": tables.size,
-        "flops_per_token": lambda flops: tables.quantity(flops, "FLOP")})
+    shown = best.rename(columns={"vocab_size": "V", "decode_bytes": "decoding", "flops_per_token": "a token"})
+    table = shown.to_string(
+        index=False, columns=["preset", "depth", "dim", "V", "total", "decoding", "a token"],
+        formatters={"total": tables.quantity, "decoding": tables.size,
+                    "a token": functools.partial(tables.quantity, unit="FLOP")})
     words = ["", *(sizing.describe(row, found) for _, row in best.iterrows())]
     rows = [f"{line}  {text}" for line, text in zip(table.splitlines(), words, strict=True)]
     return Result({"found": len(found), "pareto": front, "candidates": best.to_dict("records"),
@@ -64,8 +65,8 @@ def plan(made: Annotated[sizing.Plan, tyro.conf.arg(name="", constructor=sizing.
     """Plan of a training run: tokens, steps, memory, time and cost, here and on other hardware."""
     elsewhere = sizing.plans(made.config, nproc_per_node=made.nproc_per_node, nnodes=made.nnodes, tokens=made.tokens,
                              total_batch_size=made.total_batch_size, mfu=made.utilisation)
-    command, rows = train_command(made), {"config": made.config} | made.table().to_dict() | {
-        "capability": sizing.tier(made.flops), "published": sizing.PUBLISHED.get(preset_name(made.config) or "")}
+    command, run = train_command(made), sizing.PUBLISHED.get(preset_name(made.config) or "")
+    rows = {"config": made.config, **made.table(), "capability": sizing.tier(made.flops), "published": run}
     text = "\n".join([tables.facts(rows), "", command, "", _hardware(elsewhere)])
     return Result(made.figures() | {"command": command, "elsewhere": elsewhere.to_dict("index")}, text)
 

@@ -109,9 +109,11 @@ def _defaults(arguments: Sequence[str]) -> dict[type, Any]:
     for name, _ in NAMED.values():
         parser.add_argument(f"--{name}", nargs="?")
     named, _ = parser.parse_known_args(arguments)
-    train = from_json(TrainConfig, Path(named.config).read_text(encoding="utf-8")) if named.config else TrainConfig()
+    train = TrainConfig()
+    if named.config is not None:
+        train = from_json(TrainConfig, Path(named.config).read_text(encoding="utf-8"))
     model = PRESETS.get(named.model, train.model)
-    if named.model and named.model not in PRESETS:
+    if named.model not in (None, *PRESETS):
         if not Path(named.model).is_file():
             raise UserError(f"model={named.model!r} is neither a preset nor a file: use one of {', '.join(PRESETS)}")
         model = from_json(GPTConfig, Path(named.model).read_text(encoding="utf-8"))
