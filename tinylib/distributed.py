@@ -62,7 +62,9 @@ def init_distributed(kind: str = "auto") -> Iterator[World]:
     if found.kind == "cuda":
         torch.cuda.set_device(device)
     else:
-        torch.set_num_threads(max(1, hardware.cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
+        # Several "machines" that meet on the loopback are this one machine, and share its cores.
+        here = "WORLD_SIZE" if os.environ["MASTER_ADDR"] == "127.0.0.1" else "LOCAL_WORLD_SIZE"
+        torch.set_num_threads(max(1, hardware.cores() // int(os.environ[here])))
     # The optimizers import dynamo.  Imported after the group is made, it keeps the group's threads alive to the end of
     # the interpreter, where now and then one of them aborts the process (torch 2.13).
     importlib.import_module("torch._dynamo")
