@@ -42,7 +42,7 @@ def explore(config: GPTConfig | None = None, device: str = "H100", nproc_per_nod
 
 
 class Explorer:
-    """A shape with controls: `config` is the present one, `controls` are the widgets, none with $TINYLIB_WIDGETS "off"."""
+    """A shape with controls: `config` is the present one, `controls` are the widgets (none if they are "off")."""
 
     def __init__(self, config: GPTConfig, device: str, nproc_per_node: int) -> None:
         self.device, self.nproc_per_node = device, nproc_per_node
