@@ -61,8 +61,9 @@ def init_distributed(kind: str = "auto") -> Iterator[World]:
                         f"machine: use {found.count}")
     if found.kind == "cuda":
         torch.cuda.set_device(device)
-    elif os.environ.get("TINYLIB_LAUNCHED") != "1":    # `launch` divides them by OMP_NUM_THREADS
-        torch.set_num_threads(max(1, hardware.cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
+    else:
+        share = max(1, hardware.cores() // int(os.environ["LOCAL_WORLD_SIZE"]))
+        torch.set_num_threads(int(os.environ.get("TINYLIB_THREADS", share)))    # as `launch` has divided the cores
     # The optimizers import dynamo.  Imported after the group is made, it keeps the group's threads alive to the end of
     # the interpreter, where now and then one of them aborts the process (torch 2.13).
     importlib.import_module("torch._dynamo")

@@ -157,5 +157,6 @@ def _environment(settings: LaunchSettings) -> dict[str, str]:
     """
     kept = {name: value for name, value in os.environ.items()
             if name not in TORCHRUN_VARIABLES and not name.startswith(("TORCHELASTIC_", "PET_"))}
-    threads = hardware.cores() // (settings.world_size if settings.on_this_machine else settings.nproc_per_node)
-    return {"OMP_NUM_THREADS": str(max(1, threads))} | kept | {"PYTHONUNBUFFERED": "1"} | RANK_VARIABLES
+    share = hardware.cores() // (settings.world_size if settings.on_this_machine else settings.nproc_per_node)
+    threads = kept.get("OMP_NUM_THREADS", str(max(1, share)))
+    return kept | {"OMP_NUM_THREADS": threads, "TINYLIB_THREADS": threads, "PYTHONUNBUFFERED": "1"} | RANK_VARIABLES
