@@ -20,6 +20,7 @@ from tinylib import sizing
 from tinylib.config import PRESETS, GPTConfig, TrainConfig
 
 CASES = {
+    "micro, 4 × 512": (replace(PRESETS["micro"], seq_len=512), 4),
     "micro, 16 × 512": (replace(PRESETS["micro"], seq_len=512), 16),
     "micro tied, 16 × 512": (replace(PRESETS["micro"], seq_len=512, tied=True), 16),
     "mini, 8 × 512": (replace(PRESETS["mini"], seq_len=512), 8),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import pickle
 import re
@@ -151,11 +150,8 @@ def test_nothing_is_ever_pickled(tiny, monkeypatch) -> None:
 
 
 def test_the_library_knows_no_pickle() -> None:
+    pickles = re.compile(r"^\s*(import|from) .*\b(pickle|dill|cloudpickle|marshal|shelve)\b|allow_pickle *="
+                         r"|\btorch\.(load|save)\(|\bjoblib\.(load|dump)\(", re.MULTILINE)
+    assert pickles.search("    import pickle") and pickles.search("torch.load(file)")
     for file in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            imported = [name.name for name in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
-            module = getattr(node, "module", None) if isinstance(node, ast.ImportFrom) else None
-            assert not {"pickle", "dill", "cloudpickle", "marshal", "shelve"} & {*imported, module}, file
-            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
-            assert called not in ("torch.load", "torch.save", "joblib.load", "joblib.dump"), file
-            assert not [word for word in getattr(node, "keywords", []) if word.arg == "allow_pickle"], file
+        assert not pickles.search(file.read_text(encoding="utf-8")), file

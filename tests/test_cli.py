@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import signal
@@ -13,8 +14,7 @@ import pytest
 import tyro
 
 from tinylib import sizing
-from tinylib.cli import main, verbs
-from tinylib.cli.design import train_command
+from tinylib.cli import design, main, verbs
 from tinylib.config import PRESETS, TrainConfig, to_json
 from tinylib.course.samples import kinds
 from tinylib.rundir import Process, RunDirectory, Step
@@ -76,6 +76,8 @@ def test_flags_change_the_preset(facts):
 
 
 def test_search(call, facts):
+    ours, theirs = (inspect.signature(function).parameters for function in (design.search, sizing.search))
+    assert {name: flag.default for name, flag in ours.items()} == {name: own.default for name, own in theirs.items()}
     request = ("search", "--total", "38e6", "--head-dim", "64")
     code, out, _ = call(*request)
     rows = out.split("\n\n")[0].splitlines()[1:]
@@ -100,7 +102,7 @@ def test_the_command_of_a_plan_trains_what_was_planned():
     for config in (PRESETS["nano"], replace(PRESETS["goldilocks"], depth=6, tied=True, softcap=None, seq_len=1024)):
         for nodes, recompute in ((1, False), (2, True)):
             plan = sizing.plan(config, nproc_per_node=2, nnodes=nodes, recompute=recompute)
-            launcher, flags = train_command(plan).split(" -m tinylib train ")
+            launcher, flags = design.train_command(plan).split(" -m tinylib train ")
             trained = config_of(*flags.split())
             assert trained.model == config and trained.recompute == recompute and trained.steps == plan.steps
             assert trained.device_batch_size == plan.device_batch_size and "--nproc-per-node=2" in launcher
@@ -148,6 +150,13 @@ def test_a_mistake_is_reported_in_one_line(call, tmp_path, arguments, code, mess
     assert (found, out) == (code, "") and message in err and "Traceback" not in err
     if code == 1:
         assert len(err.splitlines()) == 1
+
+
+def test_one_rank_alone_reports_a_wrong_configuration(call, monkeypatch):
+    for rank, lines in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        code, out, err = call("train", "--dim", "500")
+        assert (code, out, len(err.splitlines())) == (1, "", lines)
 
 
 def test_an_error_that_is_not_the_users_keeps_its_traceback(monkeypatch):
@@ -284,10 +293,13 @@ def test_doctor_lists_what_is_there(call):
     assert {"python", "torch", "device", "disk", "kernel"} <= {check["name"] for check in found["checks"]}
 
 
-@pytest.mark.parametrize("words", [["--help"], ["size"], ["search"], ["plan"], ["train", "--help"], ["runs"]])
-def test_quick_verbs_need_no_torch(words, tmp_path):
-    code = ("import sys\nfrom tinylib.cli import main\n"
-            f"code = main({words!r})\nassert 'torch' not in sys.modules\nsys.exit(code)")
+def test_quick_verbs_need_no_torch():
+    code = """
+import sys
+from tinylib.cli import main
+for words in (["--help"], ["size"], ["search"], ["plan"], ["train", "--help"], ["runs"]):
+    assert main(words) == 0 and "torch" not in sys.modules, words
+"""
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (child.returncode, child.stderr) == (0, "") and child.stdout
 

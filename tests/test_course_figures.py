@@ -11,6 +11,7 @@ import pytest
 from tinylib import plots, sizing
 from tinylib.config import PRESETS, GPTConfig
 from tinylib.course import figures
+from tinylib.course.figures.architecture import ON_THE_PLANE
 from tinylib.hardware import ACCELERATORS
 from tinylib.tokenizer import Decision
 
@@ -26,13 +27,13 @@ def legend(figure: plots.Figure) -> list[str]:
 
 
 def test_vocabulary_share_is_the_split_of_real_shapes():
-    figure = figures.vocabulary_share("goldilocks", GOLDILOCKS, vocab_sizes=(24_576,))
-    width, share = figure.axes[0].lines[0].get_xydata().T
+    figure = figures.vocabulary_share("goldilocks", GOLDILOCKS)
+    width, share = figure.axes[0].lines[1].get_xydata().T
     for dim in (64, 512, 4096):
         split = sizing.parameters(GPTConfig(4, dim, 24_576)).split
         assert np.interp(np.log(dim), np.log(width), share) == pytest.approx(split["wte"] + split["lm_head"], abs=0.05)
     assert figure.axes[0].lines[-1].get_xydata()[0] == pytest.approx([512, 200 / 3])
-    assert legend(figure) == ["V = 24,576", "1 : 1 : 1", "goldilocks"]
+    assert legend(figure)[1:] == ["V = 24,576", "V = 65,536", "V = 131,072", "1 : 1 : 1", "goldilocks"]
 
 
 def test_hours_are_flops_over_what_the_devices_do():
@@ -52,22 +53,24 @@ def test_hours_are_flops_over_what_the_devices_do():
 
 
 def test_the_plane_of_flops_is_honest():
-    shapes = {name: PRESETS[name] for name in ("nano", "extremist", "nanochat-d20")}
-    figure = figures.iso_flop(shapes, context=1024)
+    shapes = {name: PRESETS[name] for name in ON_THE_PLANE}
+    figure = figures.iso_flop()
     axes = figure.axes[0]
     lines = {line.get_label(): line.get_xydata() for line in axes.lines}
     np.testing.assert_array_equal(lines["a shape"], [(sizing.parameters(config).total, sizing.token_budget(config))
                                                      for config in shapes.values()])
     size, tokens = lines["exact FLOPs"].T
-    own = [sizing.token_budget(config) * float(sizing.flops_per_token(config, 1024)) for config in shapes.values()]
+    own = [sizing.token_budget(config) * float(sizing.flops_per_token(config)) for config in shapes.values()]
     np.testing.assert_allclose(6 * size * tokens, own)
     assert lines["20 tokens a parameter"][:, 1] / lines["20 tokens a parameter"][:, 0] == pytest.approx(20)
     straight = {float(f"{6 * size * tokens:.4g}") for line in axes.lines[1:]
                 for size, tokens in line.get_xydata() if line.get_linestyle() != "None"}
     assert {tier.flops for tier in sizing.TIERS} <= straight
-    assert straight - {tier.flops for tier in sizing.TIERS} == {10.0**power for power in range(13, 21)}
-    factor = own[1] / np.prod(lines["a shape"][1]) / 6
-    assert f"extremist × {factor:.2f}" in words(figure) and "4e19: talks like a\nkindergartener" in words(figure)
+    assert straight - {tier.flops for tier in sizing.TIERS} == {10.0**power for power in range(14, 22)}
+    place = ON_THE_PLANE.index("extremist")
+    factor = own[place] / np.prod(lines["a shape"][place]) / 6
+    assert any(f"extremist × {factor:.2f}" in text for text in words(figure))
+    assert "4e19: talks like a\nkindergartener" in words(figure)
 
 
 def test_figures_of_the_model_draw_what_they_are_given():
@@ -77,10 +80,10 @@ def test_figures_of_the_model_draw_what_they_are_given():
     distance, score = right.lines[0].get_xydata().T
     np.testing.assert_array_equal(score, distance**2)
 
-    before, slope = figures.softcap(caps=(15.0,)).axes
-    logit, capped = before.lines[1].get_xydata().T
+    before, slope = figures.softcap().axes
+    logit, capped = before.lines[2].get_xydata().T
     assert abs(capped).max() < 15
-    np.testing.assert_allclose(np.gradient(capped, logit)[1:-1], slope.lines[0].get_ydata()[1:-1], atol=1e-3)
+    np.testing.assert_allclose(np.gradient(capped, logit)[1:-1], slope.lines[1].get_ydata()[1:-1], atol=1e-3)
 
     axes = figures.losses_by_step({"ours": [3.0, 2.0]}, {"ln V": 3.5}, "title").axes[0]
     assert [line.get_ydata()[-1] for line in axes.lines] == [2.0, 3.5] and "ln V" in legend(axes.figure)
@@ -139,8 +142,8 @@ def test_the_figures_of_the_tokenizer_draw_what_was_measured():
     costs = pd.DataFrame({"narrow": [2.0, 1.0, 4.0]}, index=[384, 768, 1536])
     axes, = figures.cost_of_text(costs, chosen=768).axes
     assert axes.lines[0].get_ydata().tolist() == [2, 1, 4] and axes.lines[1].get_xdata() == [768]
-    axes, = figures.token_lengths([1, 1, 2, 40], [1, 1, 1, 2], longest=3).axes
-    assert [bar.get_height() for bar in axes.patches] == [50, 25, 25, 75, 25, 0]
+    axes, = figures.token_lengths([1, 1, 2, 40], [1, 1, 1, 2]).axes
+    assert [bar.get_height() for bar in axes.patches] == [50, 25, *[0] * 13, 25, 75, 25, *[0] * 14]
 
 
 def test_the_costs_of_a_text_are_drawn_with_the_intervals_of_the_decisions():

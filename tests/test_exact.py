@@ -48,8 +48,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(shards: Path, tmp_path: Path) -> TrainConfig:
     """Ten steps of a tiny model, through the end of an epoch, saved after each."""
+    return ten_steps(shards, tmp_path)
+
+
+def ten_steps(shards: Path, folder: Path) -> TrainConfig:
     model = GPTConfig(depth=2, dim=32, vocab_size=512, head_dim=16, seq_len=SEQ_LEN)
-    config = TrainConfig(model=model, data=str(shards), run_dir=str(tmp_path / "whole"), steps=10,
+    config = TrainConfig(model=model, data=str(shards), run_dir=str(folder / "whole"), steps=10,
                          total_batch_size=ROWS * SEQ_LEN, device_batch_size=4, warmup_fraction=0.2, eval_every=3,
                          save_every=1, keep=100, compile="off", device="cpu", dtype="float32")
     epoch = Shards(config.data).windows(SEQ_LEN)
@@ -70,10 +74,11 @@ def same(one: TrainConfig, other: TrainConfig) -> None:
 
 # One global batch
 
-@pytest.fixture
-def nano(run: TrainConfig) -> TrainConfig:
+@pytest.fixture(scope="module")
+def nano(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     """Fifty steps of nano in one process and one micro-batch, which other splits must repeat."""
-    config = named(run, "nano", model=replace(PRESETS["nano"], seq_len=16), steps=50, total_batch_size=ROWS * 16,
+    run = ten_steps(shards, tmp_path_factory.mktemp("nano"))
+    config = replace(run, model=replace(PRESETS["nano"], seq_len=16), steps=50, total_batch_size=ROWS * 16,
                    device_batch_size=ROWS, eval_every=None, save_every=None)
     train(config)
     found = losses(config.run_dir)
@@ -83,9 +88,9 @@ def nano(run: TrainConfig) -> TrainConfig:
     return config
 
 
-def splits(config: TrainConfig, *batches: int) -> list[TrainConfig]:
-    """The run again, with other micro-batches."""
-    return [named(config, f"micro-{batch}", device_batch_size=batch) for batch in batches]
+def splits(config: TrainConfig, folder: Path, *batches: int) -> list[TrainConfig]:
+    """The run again, in `folder`, with other micro-batches."""
+    return [replace(config, run_dir=str(folder / f"micro-{batch}"), device_batch_size=batch) for batch in batches]
 
 
 def check_curves(config: TrainConfig, others: list[TrainConfig], rel: float = 1e-5) -> None:
@@ -96,22 +101,21 @@ def check_curves(config: TrainConfig, others: list[TrainConfig], rel: float = 1e
         assert bits[0] == pytest.approx(bits[1], rel=rel)
 
 
-def test_a_batch_may_be_split_into_micro_batches_and_processes(nano: TrainConfig) -> None:
-    alone, together = splits(nano, 2, 3)
-    train(alone)
-    done = torchrun(2, together)
-    assert done.returncode == 0, done.stderr
-    check_curves(nano, [alone, together])
+def test_a_batch_may_be_split_into_micro_batches(nano: TrainConfig, tmp_path: Path) -> None:
+    """Into processes, too: see below, where several are under way."""
+    others = splits(nano, tmp_path, 2)
+    train(*others)
+    check_curves(nano, others)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2, 3, 4])
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_a_batch_may_be_split_in_every_way(nano: TrainConfig, processes: int, tied: bool) -> None:
+def test_a_batch_may_be_split_in_every_way(nano: TrainConfig, tmp_path: Path, processes: int, tied: bool) -> None:
     share = ROWS // processes
-    whole = named(nano, "whole", model=replace(nano.model, tied=tied))
+    whole = replace(nano, run_dir=str(tmp_path / "whole"), model=replace(nano.model, tied=tied))
     train(whole)
-    others = splits(whole, *(batch for batch in range(1, share + 1) if share % batch == 0))
+    others = splits(whole, tmp_path, *(batch for batch in range(1, share + 1) if share % batch == 0))
     if processes == 1:
         for other in others:
             train(other)
@@ -123,9 +127,9 @@ def test_a_batch_may_be_split_in_every_way(nano: TrainConfig, processes: int, ti
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("change", "rel"), [({"compile": "on"}, 1e-5), ({"dtype": "bfloat16"}, 5e-3)], ids=str)
-def test_a_batch_may_be_split_compiled_and_roughly_in_bfloat16(nano: TrainConfig, change: dict[str, Any],
-                                                               rel: float) -> None:
-    others = splits(replace(nano, **change), 12, 3)
+def test_a_batch_may_be_split_compiled_and_roughly_in_bfloat16(nano: TrainConfig, tmp_path: Path,
+                                                               change: dict[str, Any], rel: float) -> None:
+    others = splits(replace(nano, **change), tmp_path, 12, 3)
     for other in others:
         train(other)
     check_curves(nano, others, rel)
@@ -185,14 +189,17 @@ def test_resuming_in_float16_keeps_the_loss_scale(run: TrainConfig, monkeypatch:
 
 @pytest.mark.parametrize(("processes", "micro"), [
     (2, 3), *(pytest.param(*split, marks=pytest.mark.slow) for split in ((1, 4), (3, 2), (4, 1)))])
-def test_resuming_several_processes_leaves_no_seam(run: TrainConfig, processes: int, micro: int) -> None:
+def test_several_processes_split_a_batch_and_resume_without_a_seam(run: TrainConfig, nano: TrainConfig, tmp_path: Path,
+                                                                   processes: int, micro: int) -> None:
     """Stopped by a signal to the last rank, cut off before and after an epoch's end, moved to and from one process."""
     train(run)
+    split = splits(nano, tmp_path, micro)
     wholes = [named(run, f"tied-{tied}", device_batch_size=micro, model=replace(run.model, tied=tied))
               for tied in (False, True)]
     stopped = [Job(replace(whole, run_dir=f"{whole.run_dir}-stopped"), signal_at=5) for whole in wholes]
-    done = torchrun(processes, *wholes, *stopped)
+    done = torchrun(processes, *split, *wholes, *stopped)
     assert done.returncode == 0, done.stderr
+    check_curves(nano, split)
     assert [max(RunDirectory(job.config.run_dir).saved_steps()) for job in stopped] == [5, 5]
 
     parts = [job.config for job in stopped]

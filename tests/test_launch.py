@@ -258,9 +258,14 @@ def test_the_environment_is_clean(monkeypatch):
         monkeypatch.setenv(name, "7")
     monkeypatch.setenv("MY_OWN", "kept")
     monkeypatch.setattr("tinylib.hardware.cores", lambda: 8)
-    found = start._environment(4)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    found = start._environment(start.LaunchSettings(4))
     assert not {*start.TORCHRUN_VARIABLES, "TORCHELASTIC_RESTART_COUNT", "PET_NNODES"} & set(found)
     assert (found["MY_OWN"], found["OMP_NUM_THREADS"]) == ("kept", "2")
+    rehearsal = start.LaunchSettings(2, nnodes=2, rdzv_endpoint="127.0.0.1:29400")
+    assert start._environment(rehearsal)["OMP_NUM_THREADS"] == "2", "both machines are this one"
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert start._environment(rehearsal)["OMP_NUM_THREADS"] == "3"
 
 
 def test_attach_finds_the_latest(finished, config, tmp_path, monkeypatch):

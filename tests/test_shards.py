@@ -98,10 +98,10 @@ def test_ranks_and_micro_batches_slice_one_global_batch(folder, ranks, micro):
         assert torch.equal(torch.cat([part[side] for part in parts]), whole[side])
 
 
-def test_rows_may_be_a_slice_or_an_array(folder):
+def test_rows_may_be_a_range_or_an_array(folder):
     shard, batch = Shards(folder), Batch(step=0, rows=6, seq_len=8)
     whole = shard.batch(batch)[0]
-    assert torch.equal(shard.batch(batch, slice(1, None, 2))[0], whole[1::2])
+    assert torch.equal(shard.batch(batch, range(1, 6, 2))[0], whole[1::2])
     assert torch.equal(shard.batch(batch, np.array([4, 0]))[0], whole[[4, 0]])
 
 
@@ -235,14 +235,11 @@ def test_verify_reads_every_byte(folder, tmp_path):
     Shards(changed, "val").verify()
 
 
-@pytest.mark.parametrize("change,message", [
-    ({"version": 2}, "version=2"), ({"dtype": "float32"}, "dtype='float32' can't hold"),
-    ({"vocab_size": 70_000}, "can't hold vocab_size=70000")])
-def test_a_strange_index_is_an_error(folder, tmp_path, change, message):
+def test_an_index_of_another_version_is_an_error(folder, tmp_path):
     broken = copy(folder, tmp_path)
     index = json.loads((broken / "index.json").read_text())
-    (broken / "index.json").write_text(json.dumps(index | change))
-    with pytest.raises(ValueError, match=message):
+    (broken / "index.json").write_text(json.dumps(index | {"version": 2}))
+    with pytest.raises(ValueError, match="version=2 of the index is not 1: build the shards in"):
         Shards(broken)
 
 

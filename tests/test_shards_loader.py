@@ -32,27 +32,24 @@ def same(one, other):
     return all(torch.equal(*pair) for pair in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("ahead", [1, 2, 7])
 @pytest.mark.parametrize("rows", [(None,), (range(2), range(4, 6)), ([5, 0],)])
-def test_batches_are_those_of_the_shards(shards, rows, ahead):
-    with Loader(shards, batches(range(5, 9)), rows=rows, ahead=ahead) as loaded:
+def test_batches_are_those_of_the_shards(shards, rows):
+    with Loader(shards, batches(range(5, 9)), rows=rows) as loaded:
         found = list(loaded)
         assert next(loaded, None) is None, "it ends once and for all"
     expected = [shards.batch(batch, chosen) for batch in batches(range(5, 9)) for chosen in rows]
     assert len(found) == len(expected) and all(map(same, found, expected))
 
 
-@pytest.mark.parametrize("ahead", [1, 2, 3])
 @pytest.mark.timeout(60)
-def test_it_may_be_left_early(shards, ahead):
-    """At any moment: just started, with reads under way, with all of them done, with one failed."""
+def test_it_may_be_left_early(shards):
+    """At any moment: just started, with reads under way, with all of them done."""
     for attempt in range(50):
-        with pytest.raises(KeyboardInterrupt), Loader(shards, batches(itertools.count()), ahead=ahead) as loaded:
+        with pytest.raises(KeyboardInterrupt), Loader(shards, batches(itertools.count())) as loaded:
             for _ in range(attempt % 5):
                 next(loaded)
             if attempt % 2:
-                for read in loaded._reads:
-                    read.result()
+                loaded._thread.submit(int).result()    # after the reads
             raise KeyboardInterrupt
 
 
@@ -64,10 +61,10 @@ def test_it_reads_ahead_but_not_far(shards):
             taken.append(batch.step)
             yield batch
 
-    with Loader(shards, counted(), ahead=3) as loaded:
+    with Loader(shards, counted()) as loaded:
         for step in range(4):
-            assert taken == list(range(step + 3)), "three are read or under way while the caller works on one"
             next(loaded)
+            assert taken == list(range(step + 3)), "two are read or under way while the caller works on one"
 
 
 @pytest.mark.parametrize("error", [OSError("disk gone"), KeyboardInterrupt("twice")])
@@ -88,9 +85,7 @@ def test_errors_are_raised_where_the_batch_is_asked_for(shards, monkeypatch, err
         assert next(loaded, None) is None
 
 
-def test_bad_arguments_are_named(shards):
-    with pytest.raises(ValueError, match="ahead=0 is not a whole number of at least 1"):
-        Loader(shards, batches(range(3)), ahead=0)
+def test_rows_outside_the_batch_are_named(shards):
     with (pytest.raises(ValueError, match="rows go from 0 to 5"),
           Loader(shards, batches(range(3)), rows=[[6]]) as loaded):
         next(loaded)
@@ -101,10 +96,9 @@ def test_training_takes_the_batches_of_the_shards(tiny, tmp_path, monkeypatch):
     train(tiny)
 
     class Plain(Loader):
-        def __next__(self):
-            return self._shards.batch(*next(self._wanted))
+        def _prefetch(self, wanted):
+            return (self._shards.batch(*each) for each in wanted)
 
-    monkeypatch.setattr(Plain, "_read_ahead", lambda *_: None)
     monkeypatch.setattr("tinylib.train.Loader", Plain)
     other = replace(tiny, run_dir=str(tmp_path / "plain"))
     train(other)

@@ -208,12 +208,8 @@ def test_the_bar_is_the_split_in_the_colours_of_the_figures(tied):
 # Without widgets
 
 
-@pytest.mark.parametrize("how", ["off", "missing"])
-def test_the_same_call_shows_a_static_panel(monkeypatch, how):
-    if how == "off":
-        monkeypatch.setenv("TINYLIB_WIDGETS", "off")
-    else:
-        monkeypatch.setitem(sys.modules, "ipywidgets", None)
+def test_the_same_call_shows_a_static_panel(monkeypatch):
+    monkeypatch.setenv("TINYLIB_WIDGETS", "off")
     explorer, lines = explore(), figures(GOLDILOCKS)
     assert not explorer.controls and explorer.config == GOLDILOCKS
     assert explorer._repr_mimebundle_() == {"text/html": panel_html(GOLDILOCKS, lines),

@@ -52,10 +52,6 @@ def hoarding() -> Iterator[None]:
 
 def _glibc(name: str) -> Callable[..., object]:
     """The glibc function `name`, or a no-op where the settings must stay as they are."""
-    if sys.platform != "linux" or any(variable in os.environ for variable in _USER_SETTINGS):
-        return _no_op
-    return getattr(ctypes.CDLL(None), name, _no_op)
-
-
-def _no_op(*numbers: int) -> None:
-    pass
+    if sys.platform == "linux" and not any(variable in os.environ for variable in _USER_SETTINGS):
+        return getattr(ctypes.CDLL(None), name, lambda *numbers: None)
+    return lambda *numbers: None

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
@@ -189,8 +188,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, GPTConfig):
-            raise ConfigError("TrainConfig", [f"model={self.model!r} is not a GPTConfig: use PRESETS[name] or "
-                                              "GPTConfig(...)"])
+            checks.raise_if("TrainConfig", [f"model={self.model!r} is no GPTConfig: use PRESETS[name] or GPTConfig(…)"])
         paths = ("data", "run_dir", *(["init_from"] if self.init_from is not None else []))
         for name in paths:
             if isinstance(getattr(self, name), os.PathLike):
@@ -227,12 +225,18 @@ def to_json(config: GPTConfig | TrainConfig) -> str:
 
 
 def from_json(kind: type[Config], text: str) -> Config:
-    """The configuration that `to_json` wrote.
+    """The configuration that `to_json` wrote, also inside a run's config.json; raises ConfigError for any other text.
 
     >>> from_json(GPTConfig, to_json(PRESETS["nano"])) == PRESETS["nano"]
     True
     """
-    return from_dict(kind, json.loads(text))
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(kind.__name__, [f"the text is not JSON: {error}"]) from None
+    if not isinstance(values, dict):
+        raise ConfigError(kind.__name__, [f"the text holds no JSON object: write {kind.__name__} with to_json"])
+    return from_dict(kind, values.get("train", values))
 
 
 def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
@@ -307,14 +311,10 @@ PRESETS: dict[str, GPTConfig] = {
 """Named shapes: nine that were worked out by hand and three small members of the balanced family V = 12·L·D."""
 
 
-def preset_name(config: GPTConfig, ignore: Collection[str] = ()) -> str | None:
-    """The name of the preset that equals `config`, except in the fields named in `ignore`; None if there is none.
+def preset_name(config: GPTConfig) -> str | None:
+    """The name of the preset that equals `config`; None if there is none.
 
     >>> preset_name(PRESETS["nano"]), preset_name(dataclasses.replace(PRESETS["nano"], seq_len=64))
     ('nano', None)
-    >>> preset_name(dataclasses.replace(PRESETS["nano"], seq_len=64), ignore=["seq_len"])
-    'nano'
     """
-    compared = [item.name for item in dataclasses.fields(GPTConfig) if item.name not in ignore]
-    return next((name for name, preset in PRESETS.items()
-                 if all(getattr(preset, field) == getattr(config, field) for field in compared)), None)
+    return next((name for name, preset in PRESETS.items() if preset == config), None)

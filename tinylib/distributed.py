@@ -68,7 +68,8 @@ def init_distributed(kind: str = "auto") -> Iterator[World]:
     if found.kind == "cuda":
         torch.cuda.set_device(device)
     else:
-        torch.set_num_threads(max(1, hardware.cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
+        share = max(1, hardware.cores() // int(os.environ["LOCAL_WORLD_SIZE"]))
+        torch.set_num_threads(int(os.environ.get("TINYLIB_THREADS", share)))    # as `launch` has divided the cores
     # The optimizers import dynamo.  Imported after the group is made, it keeps the group's threads alive to the end of
     # the interpreter, where now and then one of them aborts the process (torch 2.13).
     importlib.import_module("torch._dynamo")

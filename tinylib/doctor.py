@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+import re
 import shutil
 import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
+
+import psutil
 
 from tinylib import hardware, profiles
 
@@ -27,24 +30,21 @@ class Check:
 
 def doctor() -> list[Check]:
     """Check this machine for everything that the course needs; changes nothing."""
-    return [_python(), *_packages(), *_torch(), _compiler(), _disk(), _kernel()]
+    memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB of memory"
+    compiles, reason = hardware.can_compile()
+    return [Check("python", "ok", f"{platform.python_version()}, {hardware.cores()} cores, {memory}"), _packages(),
+            *_torch(), Check("compile", "ok" if compiles else "warning", reason), _disk(), _kernel()]
 
 
-def _python() -> Check:
-    memory = f"{hardware.memory_bytes() / 2**30:.0f} GiB of memory"
-    return Check("python", "ok", f"{platform.python_version()}, {hardware.cores()} cores, {memory}")
-
-
-def _packages() -> list[Check]:
-    needed = [metadata.Distribution.from_name("tinylib")] if _installed("tinylib") else []
-    names = {line.split(";")[0].split(">")[0].split("=")[0].split("<")[0].strip()
-             for found in needed for line in found.requires or [] if "extra ==" not in line}
+def _packages() -> Check:
+    if not _installed("tinylib"):
+        return Check("packages", "warning", "tinylib is not installed as a package: pip install -e .")
+    needed = metadata.requires("tinylib") or []
+    names = {re.split(r"[^\w.-]", line)[0] for line in needed if "extra ==" not in line}
     missing = sorted(name for name in names if not _installed(name))
-    if not needed:
-        return [Check("tinylib", "warning", "not installed as a package: pip install -e .")]
     if missing:
-        return [Check("packages", "error", f"missing {', '.join(missing)}: pip install -e .")]
-    return [Check("packages", "ok", f"tinylib {needed[0].version} and its {len(names)} dependencies")]
+        return Check("packages", "error", f"missing {', '.join(missing)}: pip install -e .")
+    return Check("packages", "ok", f"tinylib {metadata.version('tinylib')} and its {len(names)} dependencies")
 
 
 def _torch() -> list[Check]:
@@ -59,11 +59,6 @@ def _torch() -> list[Check]:
     return [Check("torch", "ok", torch.__version__),
             Check("device", state, f"{found.count} × {found.kind} ({found.name}){advice}"),
             Check("dtype", "ok", f"{chosen}: {reason}"), Check("profile", "ok", profiles.profile().name)]
-
-
-def _compiler() -> Check:
-    there, detail = hardware.can_compile()
-    return Check("compile", "ok" if there else "warning", detail)
 
 
 def _disk() -> Check:

@@ -10,9 +10,6 @@ from tinylib import checks
 from tinylib.config import TrainConfig
 from tinylib.rundir import Eval, Record, RunDirectory, Step
 
-FLUSH_S = 5
-"""Seconds after which written records reach the disk."""
-
 
 def check_tensorboard(config: TrainConfig) -> None:
     """Raise ConfigError if `config` asks for event files and the package `tensorboard` is not installed."""
@@ -34,7 +31,7 @@ def event_files(directory: RunDirectory, enabled: bool = True,
         return
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(directory.events), purge_step=resumed_at, flush_secs=FLUSH_S) as writer:
+    with SummaryWriter(str(directory.events), purge_step=resumed_at, flush_secs=5) as writer:
         def write(record: Record) -> None:
             if not isinstance(record, Step | Eval):
                 return
@@ -43,7 +40,6 @@ def event_files(directory: RunDirectory, enabled: bool = True,
                     writer.add_scalar(f"{type(record).__name__.lower()}/{name}", value, record.step,
                                       walltime=record.time_s)
 
-        kept = directory.last(Step) if resumed_at is not None else None
-        if kept:
+        if resumed_at is not None and (kept := directory.last(Step)):
             write(kept)
         yield write

@@ -58,8 +58,7 @@ def write_folder(path: Path) -> Iterator[Path]:
         replace_folder(part, path)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise OSError(errno.ENOSPC, "no space left on the disk, nothing was kept: free some and run again",
-                          str(path)) from error
+            raise OSError(errno.ENOSPC, "no space left on the disk: free some and run again", str(path)) from error
         raise
     finally:
         shutil.rmtree(part, ignore_errors=True)

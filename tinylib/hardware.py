@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import psutil
+
 from tinylib.checks import UserError, join_or
 
 
@@ -81,7 +83,7 @@ def device(kind: str = "auto") -> Device:
         raise UserError(f"device={kind!r} is not on this machine: use {join_or(['auto', *kinds])}")
     chosen = kinds[0] if kind == "auto" else kind
     if chosen != "cuda":
-        return Device(chosen, platform.processor() or platform.machine(), 1, memory_bytes(), None)
+        return Device(chosen, platform.processor() or platform.machine(), 1, psutil.virtual_memory().total, None)
     properties = torch.cuda.get_device_properties(0)
     known = accelerator(properties.name)
     return Device("cuda", properties.name, torch.cuda.device_count(), properties.total_memory,
@@ -136,8 +138,6 @@ def dtype(device: Device) -> tuple[Literal["float32", "bfloat16", "float16"], st
 
 def peak_memory_bytes(kind: str) -> int:
     """Peak memory of this process in bytes: resident memory, or for "cuda" what torch allocated on its current GPU."""
-    import psutil
-
     if kind == "cuda":
         import torch
 
@@ -145,9 +145,8 @@ def peak_memory_bytes(kind: str) -> int:
     status = Path("/proc/self/status")
     if status.is_file():    # Linux, where getrusage of a child starts from its parent's peak
         return 1024 * int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())[0])
-    memory = psutil.Process().memory_info()
-    if hasattr(memory, "peak_wset"):    # Windows
-        return int(memory.peak_wset)
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss    # macOS, in bytes
@@ -156,13 +155,6 @@ def peak_memory_bytes(kind: str) -> int:
 def cores() -> int:
     """Number of CPU cores available to this process (its affinity)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def memory_bytes() -> int:
-    """Main memory of this machine in bytes."""
-    import psutil
-
-    return int(psutil.virtual_memory().total)
 
 
 def can_compile() -> tuple[bool, str]:

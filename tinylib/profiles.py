@@ -101,8 +101,6 @@ def _with_design(chosen: Profile, text: str) -> TrainConfig:
         return replace(chosen.train, model=from_json(GPTConfig, text))
     except ConfigError as error:
         raise ConfigError(f"design {chosen.design}", error.problems) from None
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"design {chosen.design}", [f"{error}: not a model as JSON; delete the file"]) from None
 
 
 _PROFILES: dict[str, Profile] = {

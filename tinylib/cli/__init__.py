@@ -10,15 +10,17 @@ from __future__ import annotations
 import os
 import sys
 
-from tinylib.checks import UserError
+from tinylib.checks import ConfigError, UserError
 from tinylib.cli import design, data, training, machine  # noqa: F401 - help lists them in this order
-from tinylib.cli.verbs import InvalidFlags, run
+from tinylib.cli.verbs import CONFIG, InvalidFlags, app, registry
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb, by default the one in `sys.argv`; returns the exit code."""
+    words = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        return run(sys.argv[1:] if arguments is None else arguments)
+        return app.cli(prog="tinylib", args=words, config=CONFIG, registry=registry(words),
+                       description="Design, train and understand tiny language models.")
     except SystemExit as leaving:    # tyro's: it has printed help or what is wrong
         return int(leaving.code or 0)
     except KeyboardInterrupt:
@@ -31,5 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         # A library's RuntimeError is a programmer's error and keeps its traceback; a failed run or course is not.
         if isinstance(error, RuntimeError) and not type(error).__module__.startswith("tinylib."):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        # Every rank of torchrun finds the same mistake in the configuration.
+        if os.environ.get("LOCAL_RANK", "0") == "0" or not isinstance(error, ConfigError | InvalidFlags):
+            print(f"error: {error}", file=sys.stderr)
         return 1

@@ -6,9 +6,13 @@ import sys
 import time
 from pathlib import Path
 
+from tinylib import corpus as documents
 from tinylib import profiles
 from tinylib.cli import tables
 from tinylib.cli.verbs import App, CorpusName, Result, app, verb
+from tinylib.corpus import SPLITS, load
+from tinylib.shards import Shards, build
+from tinylib.tokenizer import Tokenizer, report
 
 corpora, tokenize = App(), App()
 app.command(corpora, name="corpus", help="Text on this machine: fetch NAME.")
@@ -25,10 +29,8 @@ def fetch(name: str, shards: int | None = None, column: str | None = None, refre
         column: column of a parquet file, or field of a JSON line, that holds the text; remembered, at first "text"
         refresh: harvest a built-in corpus again, or take the newest revision on the hub
     """
-    from tinylib import corpus
-
-    manifest = corpus.fetch(name, shards=shards, column=column, refresh=refresh)
-    return Result(manifest, tables.facts(corpus.table(manifest)))
+    manifest = documents.fetch(name, shards=shards, column=column, refresh=refresh)
+    return Result(manifest, tables.facts(documents.table(manifest)))
 
 
 @verb(tokenize)
@@ -41,12 +43,8 @@ def train(corpus: CorpusName = None, vocab_size: int | None = None, max_chars: i
         max_chars: most characters to train on
         tokenizer: folder to write
     """
-    from tinylib.corpus import load
-    from tinylib.tokenizer import Tokenizer
-
-    profile = profiles.profile()
-    began_s, folder = time.perf_counter(), tokenizer or profile.tokenizer
-    texts = load(corpus or profile.corpus, column=column).texts("train")
+    profile, began_s = profiles.profile(), time.perf_counter()
+    folder, texts = tokenizer or profile.tokenizer, load(corpus or profile.corpus, column=column).texts("train")
     learned = Tokenizer.train(texts, vocab_size or profile.train.model.vocab_size, max_chars=max_chars,
                               progress=sys.stderr.isatty())
     learned.save(folder)
@@ -63,10 +61,6 @@ def shards(corpus: CorpusName = None, tokenizer: Path | None = None, shards: Pat
         shards: folder to write
         processes: processes that encode; None takes one a core
     """
-    from tinylib.corpus import SPLITS, load
-    from tinylib.shards import Shards, build
-    from tinylib.tokenizer import Tokenizer
-
     profile = profiles.profile()
     source, folder = load(corpus or profile.corpus, column=column), shards or profile.shards
     build({split: source.texts(split) for split in SPLITS}, Tokenizer.load(tokenizer or profile.tokenizer), folder,
@@ -78,9 +72,7 @@ def shards(corpus: CorpusName = None, tokenizer: Path | None = None, shards: Pat
 @verb(tokenize, name="eval")
 def evaluate(corpus: CorpusName = None, tokenizer: Path | None = None, column: str | None = None) -> Result:
     """Compression of the tokenizer by kind of text, and what other vocabularies of a corpus would cost the model."""
-    from tinylib.corpus import load
     from tinylib.course.samples import kinds
-    from tinylib.tokenizer import Tokenizer, report
 
     profile = profiles.profile()
     source = load(corpus or profile.corpus, column=column)

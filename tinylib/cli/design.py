@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from tinylib import sizing
 from tinylib.cli import tables
-from tinylib.cli.verbs import Flags, Result, typed, verb
+from tinylib.cli.verbs import Flags, Result, verb
 from tinylib.config import GPTConfig, preset_name
 
 if TYPE_CHECKING:
@@ -24,20 +25,17 @@ def size(config: Flags[GPTConfig], batch_size: int = 1) -> Result:
     Args:
         batch_size: sequences at once, for activations, logits and the KV cache, in float32
     """
+    run = sizing.PUBLISHED.get(preset_name(config) or "")
     facts = {"config": config} | sizing.sheet(config, batch_size)
     shown = {name: value for name, value in facts.items() if not hasattr(config, name)}
-    return Result(facts | {"published": sizing.PUBLISHED.get(preset_name(config) or "")},
-                  tables.facts(shown | {"published": _published(config)}))
+    return Result(facts | {"published": run}, tables.facts(shown | {"published": run}))
 
 
-def _published(config: GPTConfig) -> str | None:
-    """What others reported of a run of this preset."""
-    run = sizing.PUBLISHED.get(preset_name(config) or "")
-    return run and f"{run.hours} h, {tables.dollars(run.usd)}: {run.holds}"
-
-
-def _search(**request: Any) -> pd.DataFrame:
-    """The flags of `search`.
+@verb()
+def search(total: float = 38e6, head_dim: int = 64, vocab_sizes: Sequence[int] = range(4096, 131_073, 4096),
+           min_depth: int = 3, max_depth: int = 64, min_dim: int = 1, max_dim: int | None = None, tied: bool = False,
+           tolerance: float = 0.02, blocks_percent: float | None = None, context: int = 2048) -> Result:
+    """Shapes of a given size, the twelve best balanced of them; --json has every figure.
 
     Args:
         total: parameters
@@ -47,23 +45,16 @@ def _search(**request: Any) -> pd.DataFrame:
         blocks_percent: wanted share of the blocks; None takes a third, or half of a tied model
         context: tokens, for FLOPs and KV cache
     """
-    return sizing.search(**request)
-
-
-typed(_search, sizing.search, vocab_sizes=Sequence[int])
-
-
-@verb()
-def search(found: Annotated[Any, tyro.conf.arg(name="", constructor=_search)]) -> Result:
-    """Shapes of a given size, the twelve best balanced of them; --json has every figure."""
-    best = found.head(12)
-    shown = tables.frame(best.iloc[:, :0].assign(**{
-        "preset": best["preset"], "depth": best["depth"], "dim": best["dim"], "V": best["vocab_size"],
-        "total": best["total"].map(tables.quantity), "decoding": best["decode_bytes"].map(tables.size),
-        "a token": best["flops_per_token"].map(lambda flops: tables.quantity(flops, "FLOP"))}), index=False)
+    found = sizing.search(total, head_dim, vocab_sizes, min_depth, max_depth, min_dim, max_dim, tied, tolerance,
+                          blocks_percent, context)
+    best, front = found.head(12), int(found["pareto"].sum())
+    shown = best.rename(columns={"vocab_size": "V", "decode_bytes": "decoding", "flops_per_token": "a token"})
+    table = shown.to_string(
+        index=False, columns=["preset", "depth", "dim", "V", "total", "decoding", "a token"],
+        formatters={"total": tables.quantity, "decoding": tables.size,
+                    "a token": functools.partial(tables.quantity, unit="FLOP")})
     words = ["", *(sizing.describe(row, found) for _, row in best.iterrows())]
-    rows = [f"{line}  {text}" for line, text in zip(shown.splitlines(), words, strict=True)]
-    front = int(found["pareto"].sum())
+    rows = [f"{line}  {text}" for line, text in zip(table.splitlines(), words, strict=True)]
     return Result({"found": len(found), "pareto": front, "candidates": best.to_dict("records"),
                    "missed": sizing.missed(found).head(12).to_dict("records")},
                   "\n".join([*rows, "", f"{len(found)} shapes, {front} of them on the Pareto front"]))
@@ -74,23 +65,22 @@ def plan(made: Annotated[sizing.Plan, tyro.conf.arg(name="", constructor=sizing.
     """Plan of a training run: tokens, steps, memory, time and cost, here and on other hardware."""
     elsewhere = sizing.plans(made.config, nproc_per_node=made.nproc_per_node, nnodes=made.nnodes, tokens=made.tokens,
                              total_batch_size=made.total_batch_size, mfu=made.utilisation)
-    rows = {"config": made.config} | made.table().to_dict() | {"capability": sizing.tier(made.flops),
-                                                               "published": _published(made.config)}
-    command = train_command(made)
+    command, run = train_command(made), sizing.PUBLISHED.get(preset_name(made.config) or "")
+    rows = {"config": made.config, **made.table(), "capability": sizing.tier(made.flops), "published": run}
     text = "\n".join([tables.facts(rows), "", command, "", _hardware(elsewhere)])
     return Result(made.figures() | {"command": command, "elsewhere": elsewhere.to_dict("index")}, text)
 
 
 def _hardware(elsewhere: pd.DataFrame) -> str:
     """Devices as rows: what each is, and the plan on it."""
-    formats = {"TFLOP/s": ("peak, TFLOP/s", "{:,.0f}"), "memory": ("memory, GB", "{:.0f} GB"),
-               "an hour": ("USD an hour", "${:.2f}"), "micro-batch": ("micro-batch", "{}"),
-               "accumulation": ("accumulation", "{:.0f}"), "MFU": ("MFU, %", "{:.1f} %")}
-    columns = {name: elsewhere[column].map(form.format, na_action="ignore") for name, (column, form) in formats.items()}
-    columns |= {"step": elsewhere["step, s"].map(tables.duration, na_action="ignore"),
-                "training": (3600 * elsewhere["hours"]).map(tables.duration, na_action="ignore"),
-                "cost": elsewhere["USD"].map(tables.dollars, na_action="ignore")}
-    return tables.frame(elsewhere.iloc[:, :0].assign(**columns))
+    columns = {"peak, TFLOP/s": ("TFLOP/s", "{:,.0f}".format), "memory, GB": ("memory", "{:.0f} GB".format),
+               "USD an hour": ("an hour", "${:.2f}".format), "micro-batch": ("micro-batch", str),
+               "accumulation": ("accumulation", "{:.0f}".format), "MFU, %": ("MFU", "{:.1f} %".format),
+               "step, s": ("step", tables.duration), "hours": ("training", lambda hours: tables.duration(3600 * hours)),
+               "USD": ("cost", "${:,.2f}".format)}
+    return elsewhere.astype(object).to_string(
+        columns=list(columns), header=[heading for heading, _ in columns.values()], na_rep="",
+        formatters={column: form for column, (_, form) in columns.items()})
 
 
 def train_command(plan: sizing.Plan) -> str:

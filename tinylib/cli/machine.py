@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from tinylib import launch
 from tinylib.cli import tables
 from tinylib.cli.verbs import App, Result, RunName, app, verb
 from tinylib.config import TrainConfig, from_dict
+from tinylib.launch import Run, attach
 from tinylib.rundir import ENDED, Eval, Step
-
-if TYPE_CHECKING:
-    from tinylib.launch import Run
 
 runs = App()
 app.command(runs, name="runs", help="Runs of this machine: list (the default), show, stop, rm.")
@@ -27,12 +26,10 @@ def list_runs(folder: Path | None = None) -> Result:
     """
     import pandas as pd
 
-    from tinylib import launch
-
     rows = [_facts(run) for run in launch.runs(folder)]
     shown = pd.DataFrame([{name: tables.text(name, value) for name, value in row.items() if value is not None}
                           for row in rows]).rename(columns={"val_bpb": "bits per byte", "age_s": "age"})
-    return Result({"runs": rows}, tables.frame(shown, index=False) if rows else "no runs yet: tinylib train")
+    return Result({"runs": rows}, shown.to_string(index=False, na_rep="") if rows else "no runs yet: tinylib train")
 
 
 def _facts(run: Run) -> dict[str, Any]:
@@ -49,8 +46,6 @@ def show(run: RunName, lines: int = 10) -> Result:
     Args:
         lines: lines of the log
     """
-    from tinylib.launch import attach
-
     chosen = attach(run)
     written, step, failure = chosen.read_config(), chosen.last(Step), chosen.failure()
     config, elsewhere = from_dict(TrainConfig, written["train"]), chosen.remote_processes()
@@ -68,8 +63,6 @@ def show(run: RunName, lines: int = 10) -> Result:
 @verb(runs)
 def stop(run: RunName) -> Result:
     """Stop a run: every rank saves its last whole step and exits; one that has ended stays as it is."""
-    from tinylib.launch import attach
-
     chosen = attach(run)
     chosen.stop()
     return Result(_facts(chosen) | {"checkpoints": chosen.saved_steps()})
@@ -78,8 +71,6 @@ def stop(run: RunName) -> Result:
 @verb(runs)
 def rm(run: RunName) -> Result:
     """Delete a run directory with its checkpoints; an error while the run is alive."""
-    from tinylib.launch import attach
-
     chosen = attach(run)
     chosen.remove()
     return Result({"removed": chosen.path})
@@ -91,9 +82,9 @@ def doctor() -> Result:
     from tinylib.doctor import doctor
 
     checks = doctor()
-    return Result({"ok": all(check.state != "error" for check in checks), "checks": [vars(check) for check in checks]},
-                  "\n".join(f"{check.state:<8} {check.name:<10} {check.detail}" for check in checks),
-                  ok=all(check.state != "error" for check in checks))
+    ok = all(check.state != "error" for check in checks)
+    return Result({"ok": ok, "checks": checks},
+                  "\n".join(f"{check.state:<8} {check.name:<10} {check.detail}" for check in checks), ok)
 
 
 @verb()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 from tinylib.config import GPTConfig, preset_name
-
-if TYPE_CHECKING:
-    import pandas as pd
+from tinylib.sizing.planning import duration
 
 
 def quantity(value: float, unit: str = "") -> str:
@@ -27,39 +26,16 @@ def quantity(value: float, unit: str = "") -> str:
 def size(count: float) -> str:
     """Bytes in GB from 0.1 GB on, in MB or kB below.
 
-    >>> size(332_201_984), size(33_554_432), size(24.3e9), size(4_000)
-    ('0.33 GB', '33.6 MB', '24.3 GB', '4 kB')
+    >>> size(332_201_984), size(33_554_432), size(4_000)
+    ('0.33 GB', '33.6 MB', '4 kB')
     """
-    if count >= 1e8:
-        return f"{count / 1e9:.2f} GB" if count < 1e10 else f"{count / 1e9:,.1f} GB"
-    return quantity(count, "B")
-
-
-def duration(seconds: float) -> str:
-    """Three digits in the unit that suits them.
-
-    >>> duration(0.0334), duration(48), duration(1_800), duration(12_600), duration(400_000)
-    ('33.4 ms', '48 s', '30 min', '3.5 h', '4.63 days')
-    """
-    for below_s, unit_s, unit in ((1, 1e-3, "ms"), (120, 1, "s"), (7_200, 60, "min"), (259_200, 3_600, "h")):
-        if seconds < below_s:
-            return f"{seconds / unit_s:.3g} {unit}"
-    return f"{seconds / 86_400:.3g} days"
-
-
-def dollars(usd: float) -> str:
-    """US dollars, with cents below ten.
-
-    >>> dollars(1048.71), dollars(0.0274)
-    ('$1,049', '$0.03')
-    """
-    return f"${usd:,.2f}" if usd < 10 else f"${usd:,.0f}"
+    return f"{count / 1e9:,.2f} GB" if count >= 1e8 else quantity(count, "B")
 
 
 FORMATS: tuple[tuple[str, Callable[[Any], str]], ...] = (
-    (r"bytes(_|$)", size), (r"flops(_|$)", lambda value: quantity(value, "FLOP")), (r"usd$", dollars),
-    (r"_per_s$", "{:,.0f}".format), (r"(^|_)(s|seconds)$", duration), (r"hours$", "{:g} h".format),
-    (r"(loss|bpb|per_byte|norm)$", "{:.3f}".format), (r"mfu$", "{:.1%}".format), (r"percent$", "{:.1f} %".format))
+    (r"bytes(_|$)", size), (r"flops(_|$)", lambda value: quantity(value, "FLOP")),
+    (r"_per_s$", "{:,.0f}".format), (r"(^|_)(s|seconds)$", duration), (r"(loss|bpb|per_byte|norm)$", "{:.3f}".format),
+    (r"mfu$", "{:.1%}".format), (r"percent$", "{:.1f} %".format))
 """Units by the end of a fact's name, the first that fits."""
 
 
@@ -69,24 +45,23 @@ def text(name: str, value: Any) -> str:
     >>> text("weight_bytes", 150_994_944), text("total", 37_748_736), text("val_bpb", 1.5062)
     ('0.15 GB', '37.7M (37,748,736)', '1.506')
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    form = next((form for pattern, form in FORMATS if number and re.search(pattern, name)), None)
-    if form:
-        return form(value)
     if isinstance(value, GPTConfig):
         return model(value)
-    if number and value >= 1e6:
-        return f"{quantity(value)} ({value:,})"
-    return f"{value:,}" if number else str(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return str(value)
+    for pattern, form in FORMATS:
+        if re.search(pattern, name):
+            return form(value)
+    return f"{quantity(value)} ({value:,})" if value >= 1e6 else f"{value:,}"
 
 
 def model(config: GPTConfig) -> str:
-    """A model in one line.
+    """A model in one line, with the name of the preset whose shape it has.
 
     >>> model(GPTConfig(depth=4, dim=64, vocab_size=3072))
     'nano: depth 4, dim 64, 1 × 64 heads, V 3,072, T 2,048'
     """
-    name = preset_name(config, ignore=["seq_len"])
+    name = preset_name(replace(config, seq_len=GPTConfig.seq_len))
     return (f"{name}: " if name else "") + (
         f"depth {config.depth}, dim {config.dim:,}, {config.n_head} × {config.head_dim} heads, "
         f"V {config.vocab_size:,}, T {config.seq_len:,}") + ", tied" * config.tied
@@ -102,9 +77,3 @@ def facts(rows: Mapping[str, Any]) -> str:
     shown = {name: value for name, value in rows.items() if value not in (None, [], {})}
     width = max(map(len, shown), default=0)
     return "\n".join(f"{name.replace('_', ' '):<{width}}  {text(name, value)}" for name, value in shown.items())
-
-
-def frame(table: pd.DataFrame, index: bool = True) -> str:
-    """A DataFrame as text, with empty cells for missing values."""
-    shown = table.astype(object).where(table.notna(), "").to_string(index=index, max_colwidth=None)
-    return "\n".join(line.rstrip() for line in shown.splitlines())

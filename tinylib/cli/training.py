@@ -11,12 +11,15 @@ from tinylib.checks import UserError
 from tinylib.cli import tables
 from tinylib.cli.verbs import Flags, Result, RunName, verb
 from tinylib.config import DeviceKind, TrainConfig
+from tinylib.launch import attach, write_slurm
 from tinylib.rundir import RunDirectory, find_run, show_progress
+from tinylib.shards import Shards
+from tinylib.tokenizer import Tokenizer
 
 
 @verb()
-def train(config: Flags[TrainConfig], resume: bool = False, slurm: Path | None = None, nnodes: int | None = None,
-          nproc_per_node: int | None = None) -> Result | None:
+def train(config: Flags[TrainConfig], resume: bool = False, slurm: Path | None = None, nnodes: int = 1,
+          nproc_per_node: int = 1) -> Result | None:
     """Train a model, in this process or as one rank of torchrun.
 
     Args:
@@ -26,8 +29,10 @@ def train(config: Flags[TrainConfig], resume: bool = False, slurm: Path | None =
         nproc_per_node: processes on each machine, with --slurm
     """
     if slurm:
-        return _write_slurm(config, slurm, nproc_per_node or 1, nnodes or 1)
-    if nnodes or nproc_per_node:
+        text, facts = write_slurm(config, slurm, nproc_per_node, nnodes), {"slurm": slurm, "run_dir": config.run_dir}
+        facts["submit"] = f"sbatch {slurm}"
+        return Result(facts, f"{text}\n{tables.facts(facts)}")
+    if (nnodes, nproc_per_node) != (1, 1):
         raise UserError("nnodes and nproc_per_node go with --slurm FILE: without it start the processes with torchrun")
     run, rank = RunDirectory(config.run_dir), int(os.environ.get("RANK", "0"))
     if os.environ.get("TINYLIB_LAUNCHED") == "1":
@@ -39,23 +44,13 @@ def train(config: Flags[TrainConfig], resume: bool = False, slurm: Path | None =
     return None if rank else Result(dataclasses.asdict(summary))
 
 
-def _write_slurm(config: TrainConfig, file: Path, nproc_per_node: int, nnodes: int) -> Result:
-    """Write the batch file, and the run directory that its processes read the configuration from."""
-    from tinylib.launch import write_slurm
-
-    text = write_slurm(config, file, nproc_per_node, nnodes)
-    facts = {"slurm": file, "run_dir": config.run_dir, "submit": f"sbatch {file}"}
-    return Result(facts, f"{text}\n{tables.facts(facts)}")
-
-
 def _redirect(run: RunDirectory, rank: int) -> None:
     """Redirect stdout and stderr of this rank, file descriptors 1 and 2, to its own log."""
     log = run.log_file(rank)
     log.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.close(file)
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
 
 
 @verb(name="eval")
@@ -69,17 +64,14 @@ def evaluate(run: RunName, split: str = "val", max_tokens: int | None = None, ba
         batch_size: sequences at once
     """
     from tinylib.evaluate import score
-    from tinylib.launch import attach
-    from tinylib.shards import Shards
-    from tinylib.tokenizer import Tokenizer
 
     found = attach(run)
+    checkpoint, model = found.checkpoint(), found.model(device)
     shards = Shards(found.read_config()["train"]["data"], split)
-    tokenizer = found.checkpoint() / "tokenizer"
-    shards.check_tokenizer(Tokenizer.load(tokenizer).fingerprint, str(tokenizer))
-    scored = score(found.model(device), shards, max_tokens=max_tokens, batch_size=batch_size)
-    facts = {"run": found.path, "checkpoint": found.checkpoint().name, "split": split}
-    return Result(facts | {"bits_per_byte": scored.bits_per_byte, "tokens": scored.tokens})
+    shards.check_tokenizer(Tokenizer.load(checkpoint / "tokenizer").fingerprint, str(checkpoint / "tokenizer"))
+    scored = score(model, shards, max_tokens=max_tokens, batch_size=batch_size)
+    return Result({"run": found.path, "checkpoint": checkpoint.name, "split": split,
+                   "bits_per_byte": scored.bits_per_byte, "tokens": scored.tokens})
 
 
 @verb()
@@ -94,14 +86,12 @@ def sample(run: RunName, prompt: str = "", max_tokens: int = 200, temperature: f
         top_k: sample from so many of the likeliest tokens; None from all
     """
     from tinylib.generate import generate
-    from tinylib.launch import attach
-    from tinylib.tokenizer import Tokenizer
 
     found, written = attach(run), []
-    tokenizer = Tokenizer.load(found.checkpoint() / "tokenizer")
+    model, tokenizer = found.model(device), Tokenizer.load(found.checkpoint() / "tokenizer")
     print(prompt, end="")
-    for piece in generate(found.model(device), tokenizer, prompt, max_tokens=max_tokens, temperature=temperature,
-                          top_k=top_k, seed=seed):
+    for piece in generate(model, tokenizer, prompt, max_tokens=max_tokens, temperature=temperature, top_k=top_k,
+                          seed=seed):
         print(piece, end="", flush=True)
         written.append(piece)
     print()

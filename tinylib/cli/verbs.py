@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
-import functools
 import inspect
-import itertools
 import json
-import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
@@ -21,7 +18,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Str
 
 from tinylib.checks import ConfigError, UserError
 from tinylib.cli import tables
-from tinylib.config import PRESETS, GPTConfig, TrainConfig, from_dict
+from tinylib.config import PRESETS, GPTConfig, TrainConfig, from_json
 
 T = TypeVar("T")
 Flags = Annotated[T, tyro.conf.arg(name="")]
@@ -67,31 +64,14 @@ def verb(parent: App = app, **options: Any) -> Callable[[T], T]:
                 print(to_json(result.facts) if json else result.text or tables.facts(result.facts))
             return int(result is not None and not result.ok)
 
-        parent.command(typed(call, function, json=JSON), **options)
+        own = inspect.signature(function).parameters.values()
+        flag = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False)
+        call.__signature__ = inspect.Signature([*own, flag])    # type: ignore[attr-defined]
+        call.__annotations__ = get_type_hints(function, include_extras=True) | {"json": JSON}
+        call.__name__, call.__doc__ = function.__name__, function.__doc__
+        parent.command(call, **options)
         return function
     return register
-
-
-def typed(call: Callable[..., T], function: Callable[..., Any], **kinds: Any) -> Callable[..., T]:
-    """`call` with the parameters of `function`, and its docstring if it has none; `kinds` are types of parameters.
-
-    A name in `kinds` that is no parameter of `function` becomes a keyword that is False by default.  The annotation of
-    the result is left out, because it may name a type which only type checkers import.
-    """
-    own = inspect.signature(function).parameters
-    strings = SimpleNamespace(__annotations__={name: function.__annotations__[name] for name in own})
-    hints = get_type_hints(strings, function.__globals__, include_extras=True)
-    more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False) for name in kinds if name not in own]
-    call.__name__, call.__doc__ = function.__name__, call.__doc__ or function.__doc__
-    call.__annotations__ = hints | kinds
-    call.__signature__ = inspect.Signature([*own.values(), *more])    # type: ignore[attr-defined]
-    return call
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Parse the command line and call its verb; returns the exit code."""
-    return int(app.cli(prog="tinylib", args=arguments or ["--help"], config=CONFIG, registry=registry(arguments),
-                       description="Design, train and understand tiny language models."))
 
 
 def registry(arguments: Sequence[str]) -> ConstructorRegistry:
@@ -110,50 +90,34 @@ def registry(arguments: Sequence[str]) -> ConstructorRegistry:
             return None
         own = ConstructorRegistry.get_struct_spec(dataclasses.replace(info, default=defaults[info.type]))
         name, text = NAMED[info.type]
+
+        def build(**values: Any) -> Any:
+            del values[name]    # `_defaults` has read it
+            try:
+                return own.instantiate(**values)
+            except ConfigError as error:
+                raise InvalidFlags(error) from None
+
         field = StructFieldSpec(name, str | None, None, text)    # type: ignore[arg-type]
-        return StructConstructorSpec(functools.partial(_build, own.instantiate, name), (field, *own.fields))
+        return StructConstructorSpec(build, (field, *own.fields))
     return found
-
-
-def _build(kind: Callable[..., T], name: str, **values: Any) -> T:
-    """The configuration from its flags; --model and --config were read before."""
-    values.pop(name)
-    try:
-        return kind(**values)
-    except ConfigError as error:
-        raise InvalidFlags(error) from None
 
 
 def _defaults(arguments: Sequence[str]) -> dict[type, Any]:
     """The configurations that the command line begins from, as --config FILE and --model NAME say."""
-    file, name = _value(arguments, "config"), _value(arguments, "model")
-    train = TrainConfig() if file is None else _read(TrainConfig, file)
-    if name is not None and name not in PRESETS and not Path(name).is_file():
-        raise UserError(f"model={name!r} is neither a preset nor a file: use one of {', '.join(PRESETS)}")
-    model = train.model if name is None else PRESETS.get(name) or _read(GPTConfig, name)
-    return {GPTConfig: dataclasses.replace(model), TrainConfig: train}
-
-
-def _read(kind: type[T], file: str) -> T:
-    """The configuration in a JSON file, or in the config.json of a run directory."""
-    try:
-        values = json.loads(Path(file).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{file} holds no JSON object: write one with tinylib.config.to_json")
-    return from_dict(kind, values.get("train", values))
-
-
-def _value(arguments: Sequence[str], name: str) -> str | None:
-    """The last value of a flag among the words of a command line, None without one.
-
-    >>> _value(["size", "--model", "nano", "--model=mini"], "model")
-    'mini'
-    """
-    words = [word for argument in arguments
-             for word in (argument.split("=", 1) if argument.startswith("--") else [argument])]
-    return dict(itertools.pairwise(words)).get(f"--{name}")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name, _ in NAMED.values():
+        parser.add_argument(f"--{name}", nargs="?")
+    named, _ = parser.parse_known_args(arguments)
+    train = TrainConfig()
+    if named.config is not None:
+        train = from_json(TrainConfig, Path(named.config).read_text(encoding="utf-8"))
+    model = PRESETS.get(named.model, train.model)
+    if named.model not in (None, *PRESETS):
+        if not Path(named.model).is_file():
+            raise UserError(f"model={named.model!r} is neither a preset nor a file: use one of {', '.join(PRESETS)}")
+        model = from_json(GPTConfig, Path(named.model).read_text(encoding="utf-8"))
+    return {GPTConfig: dataclasses.replace(model), TrainConfig: train}    # a copy: `configuration` goes by identity
 
 
 def to_int(word: str) -> int:
@@ -173,17 +137,6 @@ def to_int(word: str) -> int:
 
 def to_json(facts: dict[str, Any]) -> str:
     """One line of JSON, also of paths, dataclasses and numpy's numbers; null for what is not a finite number."""
-    return json.dumps(_plain(facts), allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
-    if isinstance(value, dict):
-        return {str(name): _plain(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    value = value.item() if hasattr(value, "item") else value
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if value is None or isinstance(value, str | int | float) else str(value)
+    text = json.dumps(facts, default=lambda value: dataclasses.asdict(value) if dataclasses.is_dataclass(value)
+                      else value.item() if hasattr(value, "item") else str(value))
+    return json.dumps(json.loads(text, parse_constant=lambda not_finite: None))

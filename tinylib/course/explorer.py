@@ -18,20 +18,18 @@ from tinylib.config import PRESETS, ConfigError, GPTConfig, preset_name
 from tinylib.course.panel import figures, panel_html, panel_text, words
 from tinylib.hardware import ACCELERATORS
 
-HEAD_DIMS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256)
-WIDEST, DEEPEST, LARGEST_VOCABULARY = 4096, 64, 131_072
-"""Ends of the sliders; a configuration beyond one extends it."""
-VOCABULARY_STEP = 1024
-"""Step of the vocabulary slider; the number beside it takes any value."""
 FIELDS = ("depth", "dim", "head_dim", "vocab_size", "tied", "seq_len")
 """Fields of a configuration that the controls of the same names set."""
+HEAD_DIMS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256)
+WIDEST, DEEPEST = 4096, 64
+"""Ends of the sliders; a configuration beyond one extends it."""
 
 
 def explore(config: GPTConfig | None = None, device: str = "H100", nproc_per_node: int = 1) -> Explorer:
     """Sliders for a shape, and live what it holds, costs and takes to train on `nproc_per_node` devices.
 
-    `config` is the start (None: goldilocks).  Without ipywidgets, or with $TINYLIB_WIDGETS "off", the static panel is
-    shown.  Raises ConfigError for a `config` that is no GPTConfig, or a device that is not in ACCELERATORS.
+    `config` is the start (None: goldilocks).  With $TINYLIB_WIDGETS "off" the static panel is shown.  Raises
+    ConfigError for a `config` that is no GPTConfig, or a device that is not in ACCELERATORS.
 
     >>> explore(PRESETS["micro"]).config.dim
     128
@@ -44,17 +42,16 @@ def explore(config: GPTConfig | None = None, device: str = "H100", nproc_per_nod
 
 
 class Explorer:
-    """A shape with controls: `config` is the present one, `controls` are the widgets (none without ipywidgets)."""
+    """A shape with controls: `config` is the present one, `controls` are the widgets (none if they are "off")."""
 
     def __init__(self, config: GPTConfig, device: str, nproc_per_node: int) -> None:
-        self._start, self.device, self.nproc_per_node = config, device, nproc_per_node
+        self.device, self.nproc_per_node = device, nproc_per_node
         self._id = f"tinylib-{uuid.uuid4().hex[:8]}"
         self._shown = self._settling = False
-        self._width = config.dim    # as the reader chose it; the slider takes the nearest multiple of the head dim
         self.controls: dict[str, Any] = {}
-        if widgets := ipywidgets_or_none():
-            self._build(widgets)
-            self.config = config
+        if os.environ.get("TINYLIB_WIDGETS") != "off":
+            self._build()
+        self.config = config
 
     @property
     def config(self) -> GPTConfig:
@@ -63,37 +60,37 @@ class Explorer:
 
     @config.setter
     def config(self, config: GPTConfig) -> None:
-        self._start, self._width = config, config.dim
+        self._start = config
+        self._width = config.dim    # as the reader chose it; the slider takes the nearest multiple of the head dim
         if not self.controls:
             return
-        one = self.controls
-        with self._settle():
+        with self._settle() as one:
             one["depth"].max = max(DEEPEST, config.depth)
             for name in ("depth", "tied", "vocab_size"):
                 one[name].value = getattr(config, name)
             _offer(one["head_dim"], {*HEAD_DIMS, config.head_dim}, config.head_dim)
-            _offer(one["seq_len"], {2**power for power in range(7, 18)} | {config.seq_len}, config.seq_len)
+            _offer(one["seq_len"], {*(2**power for power in range(7, 18)), config.seq_len}, config.seq_len)
             self._offer_widths()
-        self._show()
 
     @property
     def lines(self) -> dict[str, str]:
         """The lines of the panel by name; raises ConfigError if the configuration is illegal."""
         return figures(self.config, self.device, self.nproc_per_node)
 
-    def _build(self, widgets: Any) -> None:
+    def _build(self) -> None:
         """Make and lay out the controls and the panel."""
+        import ipywidgets as widgets
+
         look = {"style": {"description_width": "76px"}, "layout": widgets.Layout(width="330px")}
         half = {"layout": widgets.Layout(width="161px")}
         one = self.controls = {
             "preset": widgets.Dropdown(options=[("your own", ""), *((name, name) for name in PRESETS)],
                                        description="start from", **look),
-            "depth": widgets.IntSlider(min=1, max=DEEPEST, description="depth", **look),
+            "depth": widgets.IntSlider(min=1, description="depth", **look),
             "dim": widgets.SelectionSlider(options=[1], description="width", **look),
             "head_dim": widgets.SelectionSlider(options=[1], description="head dim", **look),
-            "vocabulary": widgets.IntSlider(min=VOCABULARY_STEP, max=LARGEST_VOCABULARY, step=VOCABULARY_STEP,
-                                            description="vocabulary", readout=False, style=look["style"],
-                                            layout=widgets.Layout(width="236px")),
+            "vocabulary": widgets.IntSlider(min=1024, max=131_072, step=1024, description="vocabulary", readout=False,
+                                            style=look["style"], layout=widgets.Layout(width="236px")),
             "vocab_size": widgets.IntText(layout=widgets.Layout(width="90px")),
             "tied": widgets.Checkbox(description="tied: one table for both jobs", **look),
             "seq_len": widgets.SelectionSlider(options=[1], description="context", **look),
@@ -112,30 +109,29 @@ class Explorer:
                                 layout=widgets.Layout(flex_flow="row wrap"))
 
     @contextmanager
-    def _settle(self) -> Iterator[None]:
-        """Ignore change events while the code sets controls."""
+    def _settle(self) -> Iterator[dict[str, Any]]:
+        """Set controls without their change events, then update the panel and the controls that only display."""
         self._settling = True
         try:
-            yield
+            yield self.controls
+            self._show()
         finally:
             self._settling = False
 
     def _moved(self, name: str) -> None:
         """The reader moved a control: update those that depend on it, and the panel."""
-        one = self.controls
         if self._settling:
             return
-        if name == "preset" and one["preset"].value:
-            self.config = PRESETS[one["preset"].value]
+        if name == "preset" and (preset := self.controls["preset"].value):
+            self.config = PRESETS[preset]
             return
-        with self._settle():
+        with self._settle() as one:
             if name == "dim":
                 self._width = one["dim"].value
             elif name == "head_dim":
                 self._offer_widths()
             elif name == "vocabulary":
                 one["vocab_size"].value = one["vocabulary"].value
-        self._show()
 
     def _offer_widths(self) -> None:
         step = self.controls["head_dim"].value
@@ -143,8 +139,8 @@ class Explorer:
         _offer(self.controls["dim"], {*range(step, WIDEST + 1, step), nearest}, nearest)
 
     def _balance(self, _: Any) -> None:
-        self.controls["vocab_size"].value = sizing.balanced(
-            *(self.controls[name].value for name in ("depth", "dim", "head_dim"))).vocab_size
+        shape = (self.controls[name].value for name in ("depth", "dim", "head_dim"))
+        self.controls["vocab_size"].value = sizing.balanced(*shape).vocab_size
 
     def _save(self, _: Any) -> None:
         try:
@@ -156,13 +152,10 @@ class Explorer:
             self._note.value = words(f"saved in {file}", "delete the file to go back to the profile's own", good=True)
 
     def _show(self) -> None:
-        """Update the panel, and the controls that only display: vocabulary slider and preset."""
-        one = self.controls
-        steps = round(one["vocab_size"].value / VOCABULARY_STEP)
-        name, _, page = self._faces()
-        with self._settle():
-            one["vocabulary"].value = VOCABULARY_STEP * max(1, min(LARGEST_VOCABULARY // VOCABULARY_STEP, steps))
-            one["preset"].value = name
+        preset, _, page = self._faces()
+        steps = round(self.controls["vocab_size"].value / 1024)
+        self.controls["vocabulary"].value = 1024 * steps    # the slider keeps it between its ends
+        self.controls["preset"].value = preset
         self._note.value = ""
         self._panel.value = f"<style>.{self._id}, .jp-OutputArea-child:has(.{self._id}) {{display: none}}</style>{page}"
         if self._shown:
@@ -196,17 +189,6 @@ class Explorer:
 
     def __repr__(self) -> str:
         return self._faces()[1]
-
-
-def ipywidgets_or_none() -> Any:
-    """The module ipywidgets; None if it is missing, or $TINYLIB_WIDGETS is "off", as where no front end will answer."""
-    if os.environ.get("TINYLIB_WIDGETS") == "off":
-        return None
-    try:
-        import ipywidgets
-    except ImportError:
-        return None
-    return ipywidgets
 
 
 def _offer(control: Any, options: set[int], value: int) -> None:

@@ -25,13 +25,18 @@ def figures(config: GPTConfig, device: str = "H100", nproc_per_node: int = 1) ->
     lines["blocks"] += f" · {sheet['per_layer']:,} a layer"
     if config.tied:
         lines["lm_head"] = "the same table as wte"
+    try:
+        table = sizing.plan(config, device=device, nproc_per_node=nproc_per_node).table()
+        plan = {name: table[name] for name in PLANNED} | {"tokens": f"{table['tokens']} · 20 a parameter"}
+    except ConfigError as error:
+        plan = {"plan": "; ".join(error.problems)}
     return lines | {
         "parameters": f"{sheet['total']:,} · {sheet['total_tied']:,} tied, {sheet['total_untied']:,} untied",
         "balance": balance(config), "nearest preset": nearest_preset(config),
         "FLOPs per token": f"{human(sheet['flops_per_token'])} in training · {human(sheet['decode_flops'])} "
                            "to write one",
         "KV cache": f"{sheet['kv_cache_bytes'] / 1e6:,.1f} MB for {config.seq_len:,} tokens in float32",
-        **_planned(config, device, nproc_per_node), "ability": sizing.tier(sheet["training_flops"])}
+        **plan, "ability": sizing.tier(sheet["training_flops"])}
 
 
 def balance(config: GPTConfig) -> str:
@@ -56,22 +61,13 @@ def nearest_preset(config: GPTConfig) -> str:
     >>> nearest_preset(GPTConfig(depth=8, dim=512, vocab_size=24_576))
     'conventional, 0.62 doublings off: depth × 1.14, width × 1.33, vocabulary × 0.75'
     """
-    words = {"depth": "depth", "dim": "width", "vocab_size": "vocabulary"}
-    ratios = {name: {word: getattr(config, field) / getattr(preset, field) for field, word in words.items()}
-              for name, preset in PRESETS.items()}
-    distance = {name: math.hypot(*map(math.log2, ratios[name].values())) for name in PRESETS}
-    name = min(PRESETS, key=lambda name: distance[name])
-    off = [f"{word} × {ratio:.2f}" for word, ratio in ratios[name].items() if ratio != 1]
-    return f"{name}, {distance[name]:.2f} doublings off: {', '.join(off)}" if off else (
-        f"{name}: its depth, width and vocabulary")
-
-
-def _planned(config: GPTConfig, device: str, nproc_per_node: int) -> dict[str, str]:
-    try:
-        table = sizing.plan(config, device=device, nproc_per_node=nproc_per_node).table()
-    except ConfigError as error:
-        return {"plan": "; ".join(error.problems)}
-    return {name: table[name] for name in PLANNED} | {"tokens": f"{table['tokens']} · 20 a parameter"}
+    ratios = {name: {"depth": config.depth / preset.depth, "width": config.dim / preset.dim,
+                     "vocabulary": config.vocab_size / preset.vocab_size} for name, preset in PRESETS.items()}
+    distance, name = min((math.hypot(*map(math.log2, ratio.values())), name) for name, ratio in ratios.items())
+    if distance == 0:
+        return f"{name}: its depth, width and vocabulary"
+    off = ", ".join(f"{what} × {ratio:.2f}" for what, ratio in ratios[name].items() if ratio != 1)
+    return f"{name}, {distance:.2f} doublings off: {off}"
 
 
 def panel_html(config: GPTConfig, lines: Mapping[str, str]) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import os
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,8 +45,12 @@ def run(profile: str | None = None) -> dict[str, Any]:
     began_s, chosen = time.monotonic(), profiles.profile(profile)
     source, kept = Path(__file__).resolve().parents[2] / "notebooks", profiles.home() / "runs" / "course"
     print(f"the course in the {chosen.name} profile, kept in {kept}")
-    _check_machine()
-    _remove_earlier(chosen, kept)
+    missing = [check for check in doctor() if check.state != "ok"]
+    for check in missing:
+        print(f"{check.state}: {check.name}: {check.detail}")
+    if errors := [check.detail for check in missing if check.state == "error"]:
+        raise CourseFailed("; ".join(errors))
+    remove_earlier(chosen, kept)
     environment = {**os.environ, "TINYLIB_PROFILE": chosen.name, "TINYLIB_HOME": str(profiles.home().resolve())}
     executed = {name: execute(source / f"{name}.ipynb", kept, environment) for name in NOTEBOOKS}
     table, samples = closing_table(chosen), write_samples(chosen)
@@ -71,32 +74,24 @@ def execute(path: Path, kept: Path, environment: Mapping[str, str]) -> NotebookN
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, DeadKernelError
     from nbconvert.filters import strip_ansi
+    from tqdm import tqdm
 
     if not path.is_file():
         raise CourseFailed(f"{path.name} is missing from {path.parent}: run the course from a whole checkout")
-    notebook, began_s = nbformat.read(path, as_version=4), time.monotonic()
+    notebook = nbformat.read(path, as_version=4)
     cells = sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in notebook.cells)
-
-    def show(end: str = "", **_: Any) -> None:
-        """Progress: in place on a terminal, elsewhere one line at the end of the notebook."""
-        if end or sys.stdout.isatty():
-            print(f"\r{path.stem:<26} cell {client.code_cells_executed:>2} of {cells}  "
-                  f"{time.monotonic() - began_s:6.1f} s", end=end, flush=True)
-
-    client = NotebookClient(notebook, timeout=None, record_timing=False, extra_arguments=["--log-level=ERROR"],
-                            resources={"metadata": {"path": str(path.parent)}}, on_cell_complete=show,
-                            on_cell_executed=show)
-    try:
-        client.execute(env={**environment, "TINYLIB_WIDGETS": "off"})
-    except NoSuchKernel as error:
-        raise CourseFailed(f"{path.name}: this Python has no notebook kernel, pip install ipykernel") from error
-    except (CellExecutionError, DeadKernelError) as error:
-        raise CourseFailed(f"{path.name}, cell {client.code_cells_executed} of {cells}:\n"
-                           f"{strip_ansi(str(error)).strip()}") from error
-    finally:
-        show(end="\n")
-        kept.mkdir(parents=True, exist_ok=True)
-        files.write_text(kept / path.name, nbformat.writes(notebook))
+    with tqdm(total=cells, desc=f"{path.stem:<26}", unit="cell", mininterval=1) as bar:
+        client = NotebookClient(notebook, timeout=None, record_timing=False, extra_arguments=["--log-level=ERROR"],
+                                resources={"metadata": {"path": str(path.parent)}},
+                                on_cell_executed=lambda **_: bar.update())
+        try:
+            client.execute(env={**environment, "TINYLIB_WIDGETS": "off"})
+        except (CellExecutionError, DeadKernelError, NoSuchKernel) as error:
+            raise CourseFailed(f"{path.name}, cell {client.code_cells_executed} of {cells}:\n"
+                               f"{strip_ansi(str(error)).strip()}") from error
+        finally:
+            kept.mkdir(parents=True, exist_ok=True)
+            files.write_text(kept / path.name, nbformat.writes(notebook))
     return notebook
 
 
@@ -104,22 +99,22 @@ def closing_table(profile: Profile) -> pd.DataFrame:
     """Parameters and their split, characters per token, bits per byte and speed of the two runs, a column a run."""
     import pandas as pd
 
-    return pd.DataFrame({name: _facts(RunDirectory(profile.runs / name)) for name in RUNS})
-
-
-def _facts(run: RunDirectory) -> dict[str, str]:
     from tinylib.shards import Shards
 
-    summary = run.summary()
-    if summary is None or summary.state != "finished":
-        raise CourseFailed(f"the run {run.path} has not finished: run notebooks 04 and 06 again")
-    config = from_dict(TrainConfig, run.read_config()["train"])
-    counts, shards = sizing.parameters(config.model), Shards(config.data)
-    split = " / ".join(f"{percent:.1f}" for percent in counts.split.values())
-    return {"parameters": f"{counts.total:,}", "wte / blocks / lm_head, %": split,
+    table = {}
+    for run in (RunDirectory(profile.runs / name) for name in RUNS):
+        summary = run.summary()
+        if summary is None or summary.state != "finished":
+            raise CourseFailed(f"the run {run.path} has not finished: run notebooks 04 and 06 again")
+        config = from_dict(TrainConfig, run.read_config()["train"])
+        counts, shards = sizing.parameters(config.model), Shards(config.data)
+        table[run.name] = {
+            "parameters": f"{counts.total:,}",
+            "wte / blocks / lm_head, %": " / ".join(f"{percent:.1f}" for percent in counts.split.values()),
             "characters per token": f"{shards.characters / shards.tokens:.2f}",
             "training tokens": f"{summary.tokens:,}", "validation bits per byte": f"{summary.val_bpb:.3f}",
             "tokens/s": f"{summary.tokens_per_s:,.0f}"}
+    return pd.DataFrame(table)
 
 
 def write_samples(profile: Profile, max_tokens: int = 60) -> dict[str, str]:
@@ -168,20 +163,9 @@ tr:nth-child(even) {{ background: #f6f6f4 }} img {{ max-width: 100% }} h1 {{ mar
 """
 
 
-def _check_machine() -> None:
-    """Print what this machine lacks, one line each; raises CourseFailed if the course can't run without it."""
-    missing = [check for check in doctor() if check.state != "ok"]
-    for check in missing:
-        print(f"{check.state}: {check.name}: {check.detail}")
-    if errors := [check.detail for check in missing if check.state == "error"]:
-        raise CourseFailed("; ".join(errors))
-
-
-def _remove_earlier(profile: Profile, kept: Path) -> None:
+def remove_earlier(profile: Profile, kept: Path) -> None:
     """Remove runs and files of an earlier course; raises ValueError if one of its runs is still training."""
-    for path in (profile.runs / name for name in RUNS):
-        if RunDirectory(path).exists():
-            Run(path).remove()
-            print(f"removed the earlier run {path}")
+    for name in RUNS:
+        Run(profile.runs / name).remove()
     for file in (*kept.glob("*.ipynb"), *kept.glob("report.html")):
         file.unlink()

@@ -37,22 +37,16 @@ office, which anyone may reproduce.
 """
 
 
-def kinds(english: Iterable[str] = (), code: Iterable[str] | None = None, characters: int = 4_000_000
-          ) -> dict[str, list[str]]:
-    """Texts by kind, about `characters` of each at most: English (if given), code, other scripts, numbers.
+def kinds(english: Iterable[str] = ()) -> dict[str, list[str]]:
+    """Texts by kind, about 4 million characters of each at most: English (if given), code, other scripts, numbers.
 
-    `code` is by default the held-out files of the standard library.
+    Code is the files of Python's standard library that the built-in corpora hold out; none where they are zipped.
     """
-    found = {"English": english, "code": standard_library() if code is None else code,
-             "other scripts": ARTICLE_1.values(), "numbers": numbers()}
-    texts = {kind: next(batch_texts(some, characters), []) for kind, some in found.items()}
-    return {kind: some for kind, some in texts.items() if some}
-
-
-def standard_library() -> list[str]:
-    """Source files of Python's standard library that the built-in corpora hold out; none where they are zipped."""
     files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
-    return [file.read_text(encoding="utf-8") for file in files if in_validation(file.stem)]
+    code = (file.read_text(encoding="utf-8") for file in files if in_validation(file.stem))
+    found = {"English": english, "code": code, "other scripts": ARTICLE_1.values(), "numbers": numbers()}
+    texts = {kind: next(batch_texts(some), []) for kind, some in found.items()}
+    return {kind: some for kind, some in texts.items() if some}
 
 
 def numbers() -> list[str]:

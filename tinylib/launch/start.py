@@ -48,6 +48,11 @@ class LaunchSettings:
         """Number of processes."""
         return self.nproc_per_node * self.nnodes
 
+    @property
+    def on_this_machine(self) -> bool:
+        """Whether all processes are here: there is one machine, or several only in a rehearsal over the loopback."""
+        return self.nnodes == 1 or str(self.rdzv_endpoint).startswith(("localhost:", "127.0.0.1:"))
+
     def batch_problem(self, config: TrainConfig) -> str | None:
         """The problem with a batch that doesn't split into whole micro-batches on every process, else None."""
         return batch_problem(config.total_batch_size, config.device_batch_size, config.model.seq_len, self.world_size)
@@ -111,7 +116,7 @@ def torchrun(settings: LaunchSettings, directory: RunDirectory, resume: bool) ->
     if settings.nnodes > 1:
         where = ["--nnodes", str(settings.nnodes), "--rdzv-backend", "c10d", "--rdzv-id", directory.name,
                  "--rdzv-endpoint", str(settings.rdzv_endpoint)]
-    if settings.nnodes == 1 or str(settings.rdzv_endpoint).startswith(("localhost:", "127.0.0.1:")):
+    if settings.on_this_machine:
         where += ["--local-addr", "127.0.0.1"]    # this machine's own name may not resolve
     return [sys.executable, "-m", "torch.distributed.run", *where, "--nproc-per-node", str(settings.nproc_per_node),
             "--max-restarts", str(settings.max_restarts), "--log-dir", str(directory.logs / "torchrun"),
@@ -123,7 +128,7 @@ def start(settings: LaunchSettings, directory: RunDirectory, resume: bool, given
     taken = {role for role, process in directory.processes().items() if not process.gone()}
     role = next(name for name in itertools.chain(["agent"], map("agent{}".format, itertools.count(2)))
                 if name not in taken)
-    environment, devices = _environment(settings.nproc_per_node), ",".join(given)
+    environment, devices = _environment(settings), ",".join(given)
     if devices.startswith("cuda:"):
         environment["CUDA_VISIBLE_DEVICES"] = devices.replace("cuda:", "")
     with (directory.logs / f"{role}.log").open("ab") as log:
@@ -145,9 +150,13 @@ def train_command(directory: RunDirectory, resume: bool) -> list[str]:
     return ["-m", "tinylib", "train", "--config", str(directory.config_file), *(["--resume"] if resume else [])]
 
 
-def _environment(processes: int) -> dict[str, str]:
-    """This process's variables without those of a torchrun around it, with the cores divided among `processes`."""
+def _environment(settings: LaunchSettings) -> dict[str, str]:
+    """This process's variables without those of a torchrun around it, with the cores divided among the processes.
+
+    An OMP_NUM_THREADS that is set already is kept.
+    """
     kept = {name: value for name, value in os.environ.items()
             if name not in TORCHRUN_VARIABLES and not name.startswith(("TORCHELASTIC_", "PET_"))}
-    threads = str(max(1, hardware.cores() // processes))
-    return kept | {"OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"} | RANK_VARIABLES
+    share = hardware.cores() // (settings.world_size if settings.on_this_machine else settings.nproc_per_node)
+    threads = kept.get("OMP_NUM_THREADS", str(max(1, share)))
+    return kept | {"OMP_NUM_THREADS": threads, "TINYLIB_THREADS": threads, "PYTHONUNBUFFERED": "1"} | RANK_VARIABLES

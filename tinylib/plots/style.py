@@ -90,8 +90,9 @@ def ink(colour: str) -> str:
 
 
 def footnote(figure: Figure, text: str) -> None:
-    """Write a small line under a figure: the machine, date and command that its numbers come from."""
-    figure.supxlabel(text, x=0.01, ha="left", fontsize=7, color=PALETTE["grey"])
+    """Write a small line under a figure, if any: the machine, date and command that its numbers come from."""
+    if text:
+        figure.supxlabel(text, x=0.01, ha="left", fontsize=7, color=PALETTE["grey"])
 
 
 def human(value: float) -> str:

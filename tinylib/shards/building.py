@@ -7,7 +7,6 @@ in a file named by a hash of text and tokenizer, so the next build of the same d
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from collections import deque
@@ -16,7 +15,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,13 @@ import numpy as np
 
 from tinylib import checks, files, hardware
 from tinylib.checks import UserError
-from tinylib.shards.parts import Workers, read_part, write_part
+from tinylib.shards.parts import Encoder, read_part
 from tinylib.shards.reading import IDS, Shards
 from tinylib.tokenizer import Tokenizer, batch_texts
 from tinylib.tokenizer.pretokenize import check_text
 
 PART_CHARACTERS = 1_000_000
 """Characters that are encoded, hashed and kept together."""
-SMALL_CHARACTERS = 4_000_000
-"""So much text is encoded in this process: workers take longer to start."""
 
 
 def build(documents: Mapping[str, Iterable[str]], tokenizer: Tokenizer, folder: str | os.PathLike[str], *,
@@ -59,10 +56,10 @@ def build(documents: Mapping[str, Iterable[str]], tokenizer: Tokenizer, folder: 
     with _work_folder(target) as work, files.write_folder(target) as out:
         tokenizer.save(out / "tokenizer")
         token_files = _TokenFiles(out, tokens_per_file)
-        with Workers(processes, work / "text") as workers, tqdm(
+        with Encoder(tokenizer, out / "tokenizer", dtype, work, processes) as encoder, tqdm(
                 desc="text to shards", unit=" characters", unit_scale=True, mininterval=1, disable=not progress) as bar:
-            for part in _Encoder(tokenizer, out / "tokenizer", dtype, work, workers).parts(streams):
-                token_files.append(part, *read_part(part.file, dtype))
+            for part in _finished(_begun(streams, encoder), 2 * processes):
+                token_files.append(part)
                 bar.update(part.characters)
         files.write_json(out / "index.json", {
             "version": 1, "dtype": dtype.name, "vocab_size": tokenizer.vocab_size, "tokenizer": tokenizer.fingerprint,
@@ -96,12 +93,8 @@ def _work_folder(target: Path) -> Iterator[Path]:
             yield work
         except BaseException as error:
             finished = len([*work.glob("*.bin")])
-            kept = f"{finished} finished parts are kept in {work}"
-            if finished and isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                raise OSError(errno.ENOSPC, f"no space left on the disk, {kept}: free some and run again",
-                              str(target)) from error
             if finished:
-                error.add_note(f"{kept}: the same build, run again, skips them")
+                error.add_note(f"{finished} finished parts are kept in {work}: the same build, run again, skips them")
             raise
         finally:
             if not finished:
@@ -110,57 +103,31 @@ def _work_folder(target: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class _Part:
-    """Some documents of a split, and the file of their tokens."""
+    """Some documents of a split, the file of their tokens, and the task of the worker that writes it, if any."""
 
     split: str
-    documents: int
     characters: int
     bytes: int
     file: Path
+    task: Future[None] | None
 
 
-@dataclass
-class _Encoder:
-    """Turns documents into parts; those that a killed build finished are not encoded again."""
-
-    tokenizer: Tokenizer
-    saved: Path
-    dtype: np.dtype
-    work: Path
-    workers: Workers
-    _characters: int = 0
-
-    def parts(self, streams: Mapping[str, Iterable[str]]) -> Iterator[_Part]:
-        """The finished parts in the order of the documents, of which twice as many as workers are read ahead."""
-        waiting: deque[tuple[_Part, Future[None] | None]] = deque()
-        for split, stream in streams.items():
-            for texts in batch_texts(stream, PART_CHARACTERS):
-                waiting.append(self._begin(split, texts))
-                yield from _finished(waiting, 2 * self.workers.count)
-        yield from _finished(waiting, 0)
-
-    def _begin(self, split: str, texts: list[str]) -> tuple[_Part, Future[None] | None]:
-        """A part, and the task of the worker that writes it; None if it is written."""
-        lengths, text = [len(check_text(text)) for text in texts], "".join(texts).encode()
-        spooled = f"{json.dumps(lengths)}\n".encode() + text
-        name = sha256(self.tokenizer.fingerprint.encode() + spooled).hexdigest()
-        part = _Part(split, len(texts), sum(lengths), len(text), self.work / f"{name}.bin")
-        self._characters += part.characters
-        if read_part(part.file, self.dtype) is not None:
-            return part, None
-        if self.workers.count > 1 and self._characters > SMALL_CHARACTERS:
-            return part, self.workers.submit(part.file, spooled, self.saved, self.dtype)
-        write_part(part.file, texts, self.tokenizer, self.dtype)
-        return part, None
+def _begun(streams: Mapping[str, Iterable[str]], encoder: Encoder) -> Iterator[_Part]:
+    for split, stream in streams.items():
+        for texts in batch_texts(map(check_text, stream), PART_CHARACTERS):
+            text = "".join(texts)
+            yield _Part(split, len(text), len(text.encode()), *encoder.begin(texts))
 
 
-def _finished(waiting: deque[tuple[_Part, Future[None] | None]], most: int) -> Iterator[_Part]:
-    """Take the first parts until `most` wait; raises what went wrong in a worker."""
-    while len(waiting) > most:
-        part, task = waiting.popleft()
-        if task is not None:
-            task.result()
+def _finished(parts: Iterator[_Part], ahead: int) -> Iterator[_Part]:
+    """The parts in order, each when it is written, of which up to `ahead` are begun before; raises workers' errors."""
+    waiting = deque(islice(parts, ahead))
+    while waiting:
+        part = waiting.popleft()
+        if part.task is not None:
+            part.task.result()
         yield part
+        waiting.extend(islice(parts, 1))
 
 
 class _TokenFiles:
@@ -171,12 +138,14 @@ class _TokenFiles:
         self._folder, self._limit = folder, tokens_per_file
         self._hash = sha256()
 
-    def append(self, part: _Part, counts: np.ndarray, tokens: np.ndarray) -> None:
-        """Write `tokens`, of which each document has `counts`, to the last file of the part's split or to new ones."""
+    def append(self, part: _Part) -> None:
+        """Write the tokens of `part` to the last file of its split or to new ones."""
+        counts, tokens = read_part(part.file)
         entry = self.splits.setdefault(part.split, {"files": [], "documents": 0, "characters": 0, "bytes": 0,
                                                     "tokens": 0})
-        for name in ("documents", "characters", "bytes"):
-            entry[name] += getattr(part, name)
+        entry["documents"] += len(counts)
+        entry["characters"] += part.characters
+        entry["bytes"] += part.bytes
         entry["tokens"] += len(tokens)
         ends, start = np.cumsum(counts), 0
         while start < len(tokens):

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from typing import TYPE_CHECKING
 
-from tinylib import checks
 from tinylib.shards.reading import Batch, Rows, Shards
 
 if TYPE_CHECKING:
@@ -16,11 +14,14 @@ if TYPE_CHECKING:
 
     Tensors = tuple[torch.Tensor, torch.Tensor]
 
+AHEAD = 2
+"""Batches that are read while the caller works on one."""
+
 
 class Loader:
     """Inputs and targets of `batches`, in order, for each of `rows` in turn, prefetched by a thread.
 
-    `ahead` of them are read while the caller works on one; with `pin`, into pinned memory, from which that GPU copies
+    AHEAD of them are read while the caller works on one; with `pin`, into pinned memory, from which that GPU copies
     asynchronously.  An error is raised where the batch is asked for.  The thread ends with the `with` block.
 
     >>> import tempfile
@@ -34,37 +35,31 @@ class Loader:
     """
 
     def __init__(self, shards: Shards, batches: Iterable[Batch], *, rows: Sequence[Rows] = (None,),
-                 pin: torch.device | None = None, ahead: int = 2) -> None:
-        checks.raise_if("Loader", [checks.check_int("ahead", ahead)])
-        self._shards, self._pin, self._ahead = shards, pin, ahead
-        self._wanted = ((batch, chosen) for batch in batches for chosen in rows)
-        self._reads: deque[Future[Tensors]] = deque()
+                 pin: torch.device | None = None) -> None:
+        self._shards, self._pin = shards, pin
+        self._loaded = self._prefetch((batch, chosen) for batch in batches for chosen in rows)
         self._thread = ThreadPoolExecutor(1, "tinylib-loader")
 
     def __enter__(self) -> Loader:
-        self._read_ahead(self._ahead)
         return self
 
     def __exit__(self, *failure: object) -> None:
-        self._reads.clear()
         self._thread.shutdown(cancel_futures=True)
 
     def __iter__(self) -> Iterator[Tensors]:
-        return self
+        return self._loaded
 
     def __next__(self) -> Tensors:
-        if not self._reads:
-            raise StopIteration
-        self._read_ahead(1)
-        try:
-            return self._reads.popleft().result()
-        except BaseException:
-            self._reads.clear()
-            raise
+        return next(self._loaded)
 
-    def _read_ahead(self, count: int) -> None:
-        for batch, rows in islice(self._wanted, count):
-            self._reads.append(self._thread.submit(self._read, batch, rows))
+    def _prefetch(self, wanted: Iterable[tuple[Batch, Rows]]) -> Iterator[Tensors]:
+        reads: deque[Future[Tensors]] = deque()
+        for batch, rows in wanted:
+            reads.append(self._thread.submit(self._read, batch, rows))
+            if len(reads) > AHEAD:
+                yield reads.popleft().result()
+        while reads:
+            yield reads.popleft().result()
 
     def _read(self, batch: Batch, rows: Rows) -> Tensors:
         if self._pin is None:

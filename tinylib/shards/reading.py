@@ -27,7 +27,7 @@ from tinylib.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import torch
 
-Rows = range | slice | Sequence[int] | np.ndarray | None
+Rows = Sequence[int] | np.ndarray | None
 """Some rows of a global batch; None for all."""
 IGNORED = -1
 """Padding of the targets; the loss leaves it out."""
@@ -102,8 +102,6 @@ class Shards:
         index, rebuild = self.index, f"build the shards in {self.folder} again"
         if index.get("version") != 1:
             raise UserError(f"version={index.get('version')!r} of the index is not 1: {rebuild}")
-        if index["vocab_size"] > IDS.get(index["dtype"], 0):
-            raise UserError(f"dtype={index['dtype']!r} can't hold vocab_size={index['vocab_size']} ids: {rebuild}")
         if self.split not in index["splits"]:
             raise UserError(f"split={self.split!r} is not in {self.folder}: splits are {', '.join(index['splits'])}")
         for file in index["splits"][self.split]["files"]:
@@ -181,7 +179,10 @@ class Shards:
         if windows == 0:
             raise UserError(f"split {self.split!r} of {self.folder} holds {self.tokens} tokens and so no target: "
                             "it needs more text")
-        epochs, positions = np.divmod(batch.step * batch.rows + _chosen(rows, batch.rows), windows)
+        chosen = np.asarray(range(batch.rows) if rows is None else rows, dtype=np.int64)
+        if ((chosen < 0) | (chosen >= batch.rows)).any():
+            raise UserError(f"rows={rows!r} are not all in the global batch: rows go from 0 to {batch.rows - 1}")
+        epochs, positions = np.divmod(batch.step * batch.rows + chosen, windows)
         return permute(positions, windows, seed=batch.seed, epoch=epochs)
 
     def _locate(self, windows: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
@@ -202,13 +203,3 @@ class Shards:
         for row in np.flatnonzero(lengths < seq_len):
             x[row, lengths[row]:], y[row, lengths[row]:] = 0, IGNORED
         return torch.from_numpy(x), torch.from_numpy(y)
-
-
-def _chosen(rows: Rows, count: int) -> np.ndarray:
-    """`rows` of a batch of `count` as an array; UserError for a row outside it."""
-    if rows is None or isinstance(rows, slice):
-        return np.arange(count, dtype=np.int64)[rows or slice(None)]
-    chosen = np.asarray(rows, dtype=np.int64).reshape(-1)
-    if ((chosen < 0) | (chosen >= count)).any():
-        raise UserError(f"rows={rows!r} are not all in the global batch: rows go from 0 to {count - 1}")
-    return chosen

@@ -58,6 +58,9 @@ class Published:
     note: str
     source: str
 
+    def __str__(self) -> str:
+        return f"{self.hours} h, ${self.usd:,.0f}: {self.holds}"
+
 
 _README = "nanochat's README and run1000.sh, commit 01f5f10 of 2025-11-20"
 

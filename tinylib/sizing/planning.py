@@ -167,19 +167,20 @@ class Plan:
             "memory of a device": f"{self.memory.total / 1e9:.1f} of {self.accelerator.memory_bytes / 1e9:.0f} GB",
             "accumulation steps": str(self.accumulation_steps),
             "training FLOPs": f"{self.flops:.4g}", "MFU": f"{100 * self.mfu:.1f} %{assumed}",
-            "step": f"{_duration(self.step_s)}, of it communication at least {_duration(self.communication_s)}",
-            "training": _duration(self.train_s), "cost": f"${self.cost_usd:,.2f}"}, name="plan")
+            "step": f"{duration(self.step_s)}, of it communication at least {duration(self.communication_s)}",
+            "training": duration(self.train_s), "cost": f"${self.cost_usd:,.2f}"}, name="plan")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Three digits in a unit that suits them.
 
-    >>> _duration(0.0334), _duration(48), _duration(1800), _duration(112_716)
-    ('33.4 ms', '48 s', '30 min', '31.3 h')
+    >>> duration(0.0334), duration(48), duration(1800), duration(112_716), duration(400_000)
+    ('33.4 ms', '48 s', '30 min', '31.3 h', '4.63 days')
     """
-    unit_s, unit = (1e-3, "ms") if seconds < 1 else (1, "s") if seconds < 120 else \
-        (60, "min") if seconds < 7200 else (3600, "h")
-    return f"{seconds / unit_s:.3g} {unit}"
+    for below_s, unit_s, unit in ((1, 1e-3, "ms"), (120, 1, "s"), (7_200, 60, "min"), (259_200, 3_600, "h")):
+        if seconds < below_s:
+            return f"{seconds / unit_s:.3g} {unit}"
+    return f"{seconds / 86_400:.3g} days"
 
 
 def communication_s(config: GPTConfig, accelerator: Accelerator, nproc_per_node: int, nnodes: int = 1) -> float:

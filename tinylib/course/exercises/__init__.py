@@ -1,23 +1,36 @@
 """Checkers of the notebooks' exercises: `check("01.1", answer)` returns a verdict with a hint.
 
-Each notebook has a module of checkers, imported when one of its exercises is checked.
+Each notebook has a module of checkers, imported when one of its exercises is checked.  A checker calls the reader's
+answer and asserts; the message of a failed assert is the hint.
 """
 
 from __future__ import annotations
 
 import sysconfig
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tinylib.course.exercises.registry import CHECKERS, NotYet
-
+CHECKERS: dict[str, Callable[[Any], None]] = {}
 _MODULES = {"01": "architecture", "02": "tokenizer", "03": "model", "04": "distributed", "05": "evaluation",
             "06": "tying"}
 _OURS = str(Path(__file__).parent)
 _LIBRARIES = (str(Path(__file__).parents[2]), *{sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
+
+
+def checker(exercise: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+    """Decorator that registers a function as the checker of `exercise`."""
+    return lambda function: CHECKERS.setdefault(exercise, function)
+
+
+def given(value: Any) -> Any:
+    """Return `value`, an answer or what it returned; raises NotImplementedError for that of a stub, None or ..."""
+    if value is None or value is ...:
+        raise NotImplementedError
+    return value
 
 
 @dataclass(frozen=True)
@@ -48,10 +61,8 @@ def check(exercise: str, answer: Any) -> Verdict:
     if exercise not in CHECKERS:
         raise KeyError(f"exercise={exercise!r} is not known: exercises are {', '.join(exercises())}")
     try:
-        if answer is None or answer is ...:
-            raise NotYet
-        CHECKERS[exercise](answer)
-    except (NotYet, NotImplementedError):
+        CHECKERS[exercise](given(answer))
+    except NotImplementedError:
         return Verdict(exercise, False, "not yet: fill in the stub and run the cell again")
     except Exception as error:
         return Verdict(exercise, False, _explain(error))

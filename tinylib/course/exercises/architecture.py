@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tinylib.config import PRESETS, GPTConfig
-from tinylib.course.exercises.registry import checker, given
+from tinylib.course.exercises import checker, given
 from tinylib.sizing import balanced, parameters
 
 

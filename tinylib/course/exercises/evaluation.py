@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tinylib.course.exercises.registry import checker, given
+from tinylib.course.exercises import checker, given
 from tinylib.tokenizer import Tokenizer
 
 

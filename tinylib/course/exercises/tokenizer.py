@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 
-from tinylib.course.exercises.registry import checker, given
+from tinylib.course.exercises import checker, given
 from tinylib.tokenizer import Tokenizer
 
 

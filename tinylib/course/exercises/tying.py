@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from tinylib.config import PRESETS, GPTConfig
-from tinylib.course.exercises.registry import checker, given
+from tinylib.course.exercises import checker, given
 from tinylib.evaluate import t_interval
 from tinylib.model import rms_norm
 from tinylib.sizing import optimizer_bytes, weight_bytes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from textwrap import fill
 
 import numpy as np
@@ -15,13 +15,12 @@ from tinylib.plots.marks import log2_axes, note
 from tinylib.plots.style import CURVES, PALETTE, Figure, canvas, human, style
 from tinylib.sizing import BUDGETS, TIERS, Plan, flops_per_token, parameters, token_budget
 
-_ON_THE_PLANE = ("nano", "micro", "mini", "goldilocks", "conventional", "extremist", "nanochat-d20", "nanochat-d26",
-                 "nanochat-d32")
+ON_THE_PLANE = ("nano", "micro", "mini", "goldilocks", "conventional", "extremist", "nanochat-d20", "nanochat-d26",
+                "nanochat-d32")
 
 
 @style()
-def vocabulary_share(name: str, config: GPTConfig,
-                     vocab_sizes: Sequence[int] = (8_192, 24_576, 65_536, 131_072)) -> Figure:
+def vocabulary_share(name: str, config: GPTConfig) -> Figure:
     """Share of both tables in an untied model of the depth of `config` against its width, a line a vocabulary.
 
     The share is 2·V·D / (2·V·D + 12·L·D²) = V / (V + 6·L·D).  The point is `config` itself.
@@ -31,11 +30,11 @@ def vocabulary_share(name: str, config: GPTConfig,
     """
     figure, axes = canvas(height_in=3.8)
     dim = np.geomspace(64, 8192, 300)
-    for vocab_size, colour in zip(vocab_sizes, CURVES, strict=False):
+    for vocab_size, colour in zip((8_192, 24_576, 65_536, 131_072), CURVES, strict=False):
         share = 100 * vocab_size / (vocab_size + 6 * config.depth * dim)
         axes.plot(dim, share, color=colour, label=f"V = {vocab_size:,}")
     axes.axhline(200 / 3, color=PALETTE["grey"], linewidth=1, linestyle="--", label="1 : 1 : 1")
-    share = 100 * 2 * parameters(config).wte / parameters(config).total_untied
+    share = 200 * parameters(config).wte / parameters(config).total_untied
     axes.plot(config.dim, share, "o", color=PALETTE["red"], label=name)
     log2_axes(axes, (64, 8192))
     axes.set(ylim=(0, 102), xlabel="width D, numbers per token", ylabel="both tables, % of parameters")
@@ -72,22 +71,21 @@ def time_against_mfu(plans: Mapping[str, Plan], marks: Mapping[str, tuple[float,
 
 
 @style()
-def iso_flop(shapes: Mapping[str, GPTConfig] | None = None, context: int | None = None) -> Figure:
+def iso_flop() -> Figure:
     """The plane of parameters and training tokens with lines of equal training FLOPs, both axes logarithmic.
 
     On a line 6·N·D is the same: 6 FLOPs for each of N parameters and each of D tokens, the usual estimate.  The exact
     count of a model, `flops_per_token`, adds attention scores and has its embedding for free.  So a whisker leads from
-    each of `shapes`, at Chinchilla's 20 tokens a parameter, to the line of its exact count, and the label has the
-    factor.  Black lines are those of TIERS that reach the right edge.
+    each preset, at Chinchilla's 20 tokens a parameter, to the line of its exact count, and the label has the factor.
+    Black lines are those of TIERS that reach the right edge.
 
     >>> iso_flop().axes[0].get_xlabel()
     'parameters N'
     """
-    shapes = {name: PRESETS[name] for name in _ON_THE_PLANE} if shapes is None else shapes
     figure, axes = canvas(height_in=4.8)
-    sizes = np.array([parameters(config).total for config in shapes.values()], float)
-    tokens = np.array([token_budget(config) for config in shapes.values()], float)
-    flops = tokens * [flops_per_token(config, context) for config in shapes.values()]
+    sizes, tokens, per_token = np.array([(parameters(config).total, token_budget(config), flops_per_token(config))
+                                         for config in map(PRESETS.get, ON_THE_PLANE)], float).T
+    flops = tokens * per_token
     across = np.array([sizes.min() / 4, sizes.max() * 8])
     axes.set(xscale="log", yscale="log", xlim=across, ylim=(tokens.min() / 15, tokens.max() * 15),
              xlabel="parameters N", ylabel="training tokens D")
@@ -101,12 +99,12 @@ def iso_flop(shapes: Mapping[str, GPTConfig] | None = None, context: int | None 
     axes.plot(sizes, flops / (6 * sizes), "_", color=PALETTE["red"], label="exact FLOPs")
     axes.plot(sizes, tokens, "o", color=PALETTE["red"], markersize=5, zorder=3, label="a shape")
     labels: dict[tuple[float, float], list[str]] = {}    # shapes of about one size share a label
-    for name, size, count, cost in zip(shapes, sizes, tokens, flops, strict=True):
+    for name, size, count, cost in zip(ON_THE_PLANE, sizes, tokens, flops, strict=True):
         place = next((known for known in labels if math.isclose(known[0], size, rel_tol=0.1)), (size, count))
         labels.setdefault(place, []).append(f"{name} × {cost / (6 * size * count):.2f}")
     for place, names in labels.items():
         note(axes, "\n".join(names), *place, (7, -3), va="top")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.legend(loc="outside lower center", ncols=4)
     axes.set_title("Training FLOPs, spent on parameters or on tokens")
     return figure
 

@@ -33,8 +33,7 @@ def bpb_vs_compressors(evaluations: pd.Series, final: tuple[float, float, float]
     axes.set(ylim=(0, None), xlim=(-0.02 * last, 1.15 * last), xlabel="optimizer steps", ylabel="bits per byte")
     axes.set_title("Held-out bits per byte: model and compressors")
     axes.legend(loc="lower left")
-    if note:
-        footnote(figure, note)
+    footnote(figure, note)
     return figure
 
 
@@ -54,12 +53,12 @@ def document_scatter(table: pd.DataFrame) -> Figure:
     axes.plot(ends, ends, color=PALETTE["black"], linewidth=1, linestyle="--", label="equal")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
-    axes.set(xlim=ends, ylim=(ends[0], 1.3 * table["model"].max()))
+    axes.set(xlim=ends, ylim=(ends[0], 1.3 * table["model"].max()), xlabel="xz -9, bits per byte",
+             ylabel="the model, bits per byte")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.set(xlabel="xz -9, bits per byte", ylabel="the model, bits per byte")
     axes.set_title("Bits per byte of each document")
-    legend = figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    legend = figure.legend(loc="outside lower center", ncols=3)
     for handle in legend.legend_handles[:2]:
         handle.set_sizes([40])
     return figure
@@ -86,5 +85,5 @@ def where_bits_go(by_seen: pd.Series, by_kind: pd.DataFrame) -> Figure:
     right.grid(axis="y", visible=False)
     right.set_xlabel("bits per byte")
     right.set_title("By kind")
-    figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=2)
+    figure.legend(loc="outside lower right", ncols=2)
     return figure

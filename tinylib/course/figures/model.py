@@ -33,13 +33,13 @@ def distance_only(scores_TT: np.ndarray) -> Figure:
 
 
 @style()
-def softcap(caps: Sequence[float] = (5.0, 15.0, 30.0), largest: float = 60.0) -> Figure:
+def softcap() -> Figure:
     """The softcap cap·tanh(logit / cap), and its slope 1 - tanh²(logit / cap), a factor of every gradient."""
     figure, (left, right) = canvas(columns=2, height_in=3.0)
-    logit = np.linspace(-largest, largest, 401)
+    logit = np.linspace(-60, 60, 401)
     left.plot(logit, logit, color=PALETTE["grey"], linewidth=1, linestyle="--", label="no cap")
-    for cap, colour in zip(caps, CURVES, strict=False):
-        left.plot(logit, cap * np.tanh(logit / cap), color=colour, label=f"cap {cap:g}")
+    for cap, colour in zip((5, 15, 30), CURVES, strict=False):
+        left.plot(logit, cap * np.tanh(logit / cap), color=colour, label=f"cap {cap}")
         right.plot(logit, 1 - np.tanh(logit / cap) ** 2, color=colour)
     left.set(ylim=(-40, 40), xlabel="raw logit, nats", ylabel="capped logit, nats")
     left.set_title("Value")
@@ -50,13 +50,12 @@ def softcap(caps: Sequence[float] = (5.0, 15.0, 30.0), largest: float = 60.0) ->
 
 
 @style()
-def losses_by_step(curves: Mapping[str, Sequence[float]], levels: Mapping[str, float] | None = None,
-                   title: str = "") -> Figure:
+def losses_by_step(curves: Mapping[str, Sequence[float]], levels: Mapping[str, float], title: str) -> Figure:
     """Loss by step, a curve for each name; `levels` are dashed lines at reference losses."""
     figure, axes = canvas(height_in=3.0)
     for (name, curve), colour in zip(curves.items(), (CURVES[1], CURVES[0], *CURVES[2:]), strict=False):
         axes.plot(curve, color=colour, label=name)
-    for name, level in (levels or {}).items():
+    for name, level in levels.items():
         axes.axhline(level, color=PALETTE["grey"], linewidth=1, linestyle="--", label=name)
     axes.set(ylim=(0, None), xlabel="step", ylabel="loss, nats per token")
     axes.set_title(title)
@@ -74,7 +73,7 @@ def gradients(norms: pd.DataFrame) -> Figure:
     axes.set_xticks(list(norms.index))
     axes.set(xlabel="layer, 0 reads the embedding", ylabel="norm of the gradient")
     axes.set_title("Gradient norms by layer")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
+    figure.legend(loc="outside right center")
     return figure
 
 

@@ -67,13 +67,12 @@ def price_by_kind(table: pd.DataFrame) -> Figure:
     """Bars of bytes per token, a group for each kind of text, a bar for each tokenizer; a table of `by_kind`."""
     figure, axes = canvas()
     wide = table.pivot_table(index="kind", columns="tokenizer", values="bytes_per_token", sort=False)
-    width = 0.8 / len(wide.columns)
+    groups, width = np.arange(len(wide)), 0.8 / len(wide.columns)
     for place, ((name, sizes), colour) in enumerate(zip(wide.items(), CURVES, strict=False)):
-        bars = axes.bar(np.arange(len(wide)) + (place - (len(wide.columns) - 1) / 2) * width, sizes, width=width,
-                        color=colour, label=name)
-        axes.bar_label(bars, fmt="%.1f", fontsize=8)
+        offset = (place - (len(wide.columns) - 1) / 2) * width
+        axes.bar_label(axes.bar(groups + offset, sizes, width, color=colour, label=name), fmt="%.1f", fontsize=8)
     axes.axhline(1, color=PALETTE["grey"], linewidth=1, linestyle=":")
-    axes.set_xticks(np.arange(len(wide)), wide.index)
+    axes.set_xticks(groups, wide.index)
     axes.grid(axis="x", visible=False)
     axes.set_ylabel("bytes per token")
     axes.set_title("Bytes per token by kind of text")
@@ -82,15 +81,15 @@ def price_by_kind(table: pd.DataFrame) -> Figure:
 
 
 @style()
-def token_lengths(in_vocabulary: Sequence[int], in_text: Sequence[int], longest: int = 16) -> Figure:
+def token_lengths(in_vocabulary: Sequence[int], in_text: Sequence[int]) -> Figure:
     """Histogram of token lengths in bytes, in the vocabulary and in the tokens of a text, each in percent."""
     figure, axes = canvas()
-    bins = np.arange(1, longest + 1)
+    bins = np.arange(1, 17)    # the last one is for all longer tokens
     for offset, label, lengths, colour in ((-0.2, "vocabulary", in_vocabulary, PALETTE["orange"]),
                                            (0.2, "tokens of a text", in_text, PALETTE["blue"])):
-        counts = np.bincount(np.minimum(lengths, longest), minlength=longest + 1)[1:]
+        counts = np.bincount(np.minimum(lengths, bins[-1]), minlength=len(bins) + 1)[1:]
         axes.bar(bins + offset, 100 * counts / counts.sum(), width=0.4, color=colour, label=label)
-    axes.set_xticks(bins, [*map(str, bins[:-1]), f"≥{longest}"])
+    axes.set_xticks(bins, [*map(str, bins[:-1]), f"≥{bins[-1]}"])
     axes.grid(axis="x", visible=False)
     axes.set(xlabel="length of a token, bytes", ylabel="share, %")
     axes.set_title("Long tokens fill the vocabulary, short tokens fill the text")

@@ -51,7 +51,6 @@ def rate_curves(table: pd.DataFrame, note: str = "") -> Figure:
     axes.set(xlabel="learning rate, before the factor for the width", ylabel="validation, bits per byte",
              ylim=(0.98 * table.min(axis=None), min(1.02 * table.max(axis=None), 1.25 * table.min(axis=None))))
     axes.set_title("Learning rates of the tables")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3)
-    if note:
-        footnote(figure, note)
+    figure.legend(loc="outside upper left", ncols=3)
+    footnote(figure, note)
     return figure
