@@ -30,6 +30,7 @@ HOUSE = {
     "checkpoint": "atomic checkpoints, exact resume, starting from another run",
     "generate": "sampling",
     "evaluate": "bits per byte, confidence intervals, compressors",
+    "recorder": "step times, metric records, status and event files of a training run",
     "train": "the training loop",
     "launch": "torchrun from a notebook cell, live view of a run, several machines, Slurm",
     "export": "conversion to and from transformers",

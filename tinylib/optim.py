@@ -194,6 +194,15 @@ class Optimizer:
             value.copy_(state[name])
 
 
+def flat_gradient(model: GPT) -> Tensor:
+    """One tensor for every gradient, in the order of the model, and the loss; each `.grad` is a view into it."""
+    weights = list(model.parameters())
+    flat = torch.zeros(sum(weight.numel() for weight in weights) + 1, device=weights[0].device)
+    for weight, part in zip(weights, flat[:-1].split([weight.numel() for weight in weights]), strict=True):
+        weight.grad = part.view_as(weight)
+    return flat
+
+
 class GradScaler:
     """Dynamic loss scaling for float16, whose smallest positive number is 6e-8.
 

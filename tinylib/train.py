@@ -14,7 +14,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,11 +27,11 @@ from tinylib.distributed import World, init_distributed, record_failure, stop_si
 from tinylib.evaluate import score
 from tinylib.events import check_tensorboard, event_files
 from tinylib.model import GPT
-from tinylib.optim import GradScaler, Optimizer
-from tinylib.rundir import Eval, Header, Process, Record, RunDirectory, State, Step, Summary, plain
+from tinylib.optim import GradScaler, Optimizer, flat_gradient
+from tinylib.recorder import Callback, Recorder
+from tinylib.rundir import Eval, Header, Process, RunDirectory, State, Step, Summary, plain
 from tinylib.shards import Batch, Loader, open_splits
 
-Callback = Callable[[Record], None]
 LAUNCHED = "TINYLIB_LAUNCHED"
 """Environment variable of ranks whose run directory was prepared by `launch`: they only read its config.json."""
 
@@ -87,21 +86,14 @@ class Trainer:
     """Steps done."""
     flat: Tensor
     """Every gradient of the model, then the loss, in one tensor; each weight's `.grad` is a view into it."""
-    ranks: list[dict[str, float]]
-    """Of each rank, at the last step: seconds of its own work, before it waits for the others, and peak memory."""
 
     def __init__(self, config: TrainConfig, world: World, directory: RunDirectory,
                  stop_requested: Callable[[], bool] = lambda: False, callback: Callback | None = None) -> None:
         self.config, self.world, self.directory = config, world, directory
-        self.stop_requested, self.callback = stop_requested, callback
+        self.stop_requested = stop_requested
+        self.recorder = Recorder(directory, config, world.rank, world.size, callback)
         self.rows = config.total_batch_size // config.model.seq_len
-        self.losses: list[float] = []
-        self.step_s: list[float] = []
-        self.ranks = []
-        self.write_event: Callback = lambda record: None
         self._late: _Update | None = None
-        self._clock = self._status_at = -math.inf
-        self._state = ""
 
     def prepare(self, resume: bool = False) -> None:
         """Validate everything, then write the run directory's first files and build model and optimizer."""
@@ -114,59 +106,56 @@ class Trainer:
         self.dtype, self.dtype_reason = (hardware.dtype(self.device) if config.dtype == "auto" else
                                          (config.dtype, "as configured"))
         self.resumed = resume
-        start = find_start(config, self.directory, self.shards, self.dtype, self._resume_step() if resume else 0)
+        # Rank 0 names the checkpoint to resume from, because a shared disk may show other ranks fewer of them.
+        newest = max(self.directory.saved_steps(), default=0) if resume and world.rank == 0 else 0
+        newest = int(world.all_reduce_sum(torch.tensor(newest)))
+        start = find_start(config, self.directory, self.shards, self.dtype, newest)
         self.directory.create()    # everything is valid: from here on the run directory is written
         taken = hardware.visible_devices(world.device.type)[world.device.index or 0]
         self.directory.write_pid(f"rank{world.rank}", Process.current(taken))
         if world.rank == 0 and os.environ.get(LAUNCHED) != "1":
             self.directory.write_config(config, world.size)
         self.step = start.step
-        self._write_status("starting")
+        self.recorder.status("starting", self.step)
         dtype = getattr(torch, self.dtype)
         with torch.device("meta"):
             model = GPT(config.model, dtype=dtype)
         self.model = model.to_empty(device=world.device)
         self.model.recompute = config.recompute
         self.optimizer = Optimizer(self.model, config, dtype)
-        self.flat = _flat_gradient(self.model)
+        self.flat = flat_gradient(self.model)
         self.scaler = GradScaler(dtype)
         self._load(start)
         if world.rank == 0 and resume:
             self.directory.truncate_metrics(self.step)
 
-    def _resume_step(self) -> int:
-        """Step of the newest checkpoint, 0 without one, as rank 0 sees it: a shared disk may show other ranks less."""
-        newest = max(self.directory.saved_steps(), default=0) if self.world.rank == 0 else 0
-        return int(self.world.all_reduce_sum(torch.tensor(newest)))
-
     def _load(self, start: Start) -> None:
         """Initialize the weights, or copy the checkpoint to start from into place.  Every rank does the same."""
         if start.folder is None:
             self.model.init_weights(self.config.seed)
-            return
-        if start.state is None:
+        elif start.state is None:
             checkpoint.load_weights(self.model, start.folder)
-            return
-        checkpoint.load_training(start.folder, self.model, self.optimizer)
-        self.scaler.value, self.scaler.good = start.state["loss_scale"]
-        self.losses = [record.loss for record in self.directory.records()
-                       if isinstance(record, Step) and record.step <= self.step]
+        else:
+            checkpoint.load_training(start.folder, self.model, self.optimizer)
+            self.scaler.value, self.scaler.good = start.state["loss_scale"]
+            self.recorder.losses = [record.loss for record in self.directory.records()
+                                    if isinstance(record, Step) and record.step <= self.step]
 
     def compile(self) -> None:
         """Compile the model if configured, outside the clock, and write the header record."""
         compiled, reason = self._compile()
-        self.header = Header(self.step, self.world.size, self.accumulation, self.device.name, self.device.peak_flops,
-                             self.dtype, self.dtype_reason, compiled, reason)
-        self._append(self.header)
+        self.recorder.header = Header(self.step, self.world.size, self.accumulation, self.device.name,
+                                      self.device.peak_flops, self.dtype, self.dtype_reason, compiled, reason)
+        self.recorder.append(self.recorder.header)
 
     def _compile(self) -> tuple[bool, str]:
         """Compile on a batch whose gradient is thrown away; "auto" goes on without where that fails."""
         if self.config.compile == "off":
             return False, "not compiled, as configured"
-        if self.config.compile == "auto" and self.world.device.type == "mps":
-            return False, "torch.compile is not reliable on MPS"
-        if self.config.compile == "auto" and self.world.device.type == "cpu" and not hardware.can_compile()[0]:
-            return False, hardware.can_compile()[1]
+        kind = self.world.device.type
+        able, why = hardware.can_compile() if kind == "cpu" else (kind != "mps", "torch.compile is not reliable on MPS")
+        if self.config.compile == "auto" and not able:
+            return False, why
         try:
             self.model.compile_for_training((self.config.device_batch_size, self.config.model.seq_len))
             with self._batches(self.step + 1) as batches:
@@ -182,12 +171,12 @@ class Trainer:
 
     def run(self) -> Summary:
         """Take the remaining steps; save, then evaluate, where the configuration says so."""
-        config = self.config
-        self._write_status("running")
-        self._clock = time.perf_counter()
+        config, recorder = self.config, self.recorder
+        recorder.status("running", self.step)
+        recorder.start_clock()
         writes_events = config.tensorboard and self.world.rank == 0
         with (self._batches(config.steps) as batches,
-              event_files(self.directory, writes_events, self.step if self.resumed else None) as self.write_event):
+              event_files(self.directory, writes_events, self.step if self.resumed else None) as recorder.write_event):
             if self.resumed and 0 < self.step < config.steps and _due(self.step, config.eval_every):
                 self._evaluate()    # an evaluation comes after its checkpoint, so resuming repeats it
             while self.step < config.steps:
@@ -224,8 +213,8 @@ class Trainer:
             self.flat.zero_()
             return False
         self.world.all_reduce_sum(self.flat)
-        self.ranks = [{"compute_s": round(compute_s, 4), "memory_bytes": int(peak)}
-                      for compute_s, peak in zip(ranks[::2], ranks[1::2], strict=True)]
+        self.recorder.ranks = [{"compute_s": round(compute_s, 4), "memory_bytes": int(peak)}
+                               for compute_s, peak in zip(ranks[::2], ranks[1::2], strict=True)]
         self._update(data_s)
         return True
 
@@ -295,15 +284,7 @@ class Trainer:
                 f"loss={loss}, gradient norm={norm} at step {update.step} (batch {update.step - 1} of seed "
                 f"{self.config.seed}): lower the learning rates; the last good checkpoint is "
                 + (f"of step {good[-1]}" if good else "none"))
-        now = time.perf_counter()
-        dt_s, self._clock = now - self._clock, now
-        self.losses.append(loss)
-        self.step_s.append(dt_s)
-        rate, peak = self.config.total_batch_size / dt_s, self.header.peak_flops
-        mfu = None if peak is None else rate * sizing.flops_per_token(self.config.model) / (peak * self.world.size)
-        self._append(Step(update.step, loss, update.multiplier, norm, dt_s, update.data_s,
-                          update.step * self.config.total_batch_size, rate, mfu))
-        self._write_status("running")
+        self.recorder.step(update.step, loss, update.multiplier, norm, update.data_s)
 
     def _evaluate(self) -> float | None:
         """Validation bits per byte, also as a record; None, and no record, where a rank was asked to stop."""
@@ -311,10 +292,10 @@ class Trainer:
         result = score(self.model, self.validation, max_tokens=self.config.eval_tokens,
                        batch_size=self.config.device_batch_size, rank=self.world.rank, world_size=self.world.size,
                        all_reduce_sum=self.world.all_reduce_sum, stop_requested=self.stop_requested)
-        self._clock = time.perf_counter()
+        self.recorder.start_clock()
         if result.stops:
             return None
-        self._append(Eval(self.step, result.bits_per_byte, result.loss))
+        self.recorder.append(Eval(self.step, result.bits_per_byte, result.loss))
         if self.world.rank == 0:
             self.directory.prune(self.config.keep)
         return result.bits_per_byte
@@ -327,45 +308,12 @@ class Trainer:
             checkpoint.save(self.directory.checkpoint_path(self.step), self.model, self.optimizer, state,
                             Path(self.config.data) / "tokenizer")
             self.directory.prune(self.config.keep)
-        self._clock = time.perf_counter()
+        self.recorder.start_clock()
 
     def _end(self, state: State, val_bpb: float | None) -> Summary:
         self._flush()
-        tail = self.losses[-max(1, len(self.losses) // 10):]
-        median_s = sorted(self.step_s)[len(self.step_s) // 2] if self.step_s else None
-        summary = Summary(state, self.step, sum(tail) / len(tail) if tail else None, val_bpb,
-                          self.step * self.config.total_batch_size,
-                          self.config.total_batch_size / median_s if median_s else None, sum(self.step_s),
-                          sum(weight.numel() for weight in self.model.parameters()),
-                          hardware.peak_memory_bytes(self.world.device.type))
-        self._append(summary)
-        self._write_status(state, val_bpb=val_bpb)
-        return summary
-
-    def _append(self, record: Record) -> None:
-        """Append a record to the metrics and event files (rank 0), then pass it to the callback."""
-        if self.world.rank == 0:
-            self.directory.append(record)
-        self.write_event(record)
-        if self.callback:
-            self.callback(record)
-
-    def _write_status(self, state: State, **facts: Any) -> None:
-        """Write the status: at most once a second while steps pass."""
-        now = time.monotonic()
-        if self.world.rank == 0 and (state != self._state or now - self._status_at > 1):
-            self._state, self._status_at = state, now
-            self.directory.write_status(state, step=self.step, steps=self.config.steps, world_size=self.world.size,
-                                        ranks=self.ranks, **facts)
-
-
-def _flat_gradient(model: GPT) -> Tensor:
-    """One tensor for every gradient, in the order of the model, and the loss; each `.grad` is a view into it."""
-    weights = list(model.parameters())
-    flat = torch.zeros(sum(weight.numel() for weight in weights) + 1, device=weights[0].device)
-    for weight, part in zip(weights, flat[:-1].split([weight.numel() for weight in weights]), strict=True):
-        weight.grad = part.view_as(weight)
-    return flat
+        return self.recorder.end(state, self.step, val_bpb, sum(weight.numel() for weight in self.model.parameters()),
+                                 hardware.peak_memory_bytes(self.world.device.type))
 
 
 def _due(step: int, every: int | None) -> bool:
