@@ -9,7 +9,7 @@ Two rules hold in training and in encoding:
 `vocabulary` holds the tokenizer, `report` measures it on texts.
 """
 
-from tinylib.tokenizer.pretokenize import PATTERN, batch_texts, to_utf8, words
+from tinylib.tokenizer.pretokenize import PATTERN, batch_texts, words
 from tinylib.tokenizer.report import (
     VOCAB_SIZES,
     Curve,
@@ -24,4 +24,4 @@ from tinylib.tokenizer.report import (
 from tinylib.tokenizer.vocabulary import SPECIAL_TOKENS, Tokenizer
 
 __all__ = ["PATTERN", "SPECIAL_TOKENS", "VOCAB_SIZES", "Curve", "Decision", "Report", "Tokenizer", "batch_texts",
-           "by_kind", "compression", "curve", "known_encodings", "report", "to_utf8", "words"]
+           "by_kind", "compression", "curve", "known_encodings", "report", "words"]

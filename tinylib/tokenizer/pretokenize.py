@@ -91,17 +91,11 @@ def batch_texts(texts: Iterable[str], characters: int = 4_000_000) -> Iterator[l
         yield batch
 
 
-def to_utf8(text: str) -> bytes:
-    """`text` in UTF-8; UserError for a lone surrogate, which no encoding has."""
+def check_text(text: str) -> str:
+    """`text`; UserError for a lone surrogate, which UTF-8 can't encode."""
     try:
-        return text.encode()
+        text.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"text holds the lone surrogate {text[error.start]!a} at character {error.start}, which is no "
                         "character: read the file with errors='replace', or drop it") from None
-
-
-def check_text(text: str) -> str:
-    """`text`; UserError for a lone surrogate."""
-    if not text.isascii():
-        to_utf8(text)
     return text
