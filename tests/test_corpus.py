@@ -164,19 +164,29 @@ def test_the_manifest_pins_files_counts_and_text(stdlib):
     assert manifest["sources"][0] == {"name": "python", "version": sys.version.split()[0], "licence": "PSF-2.0"}
 
 
-def test_a_failed_harvest_leaves_the_old_one_and_a_damaged_one_is_made_again(stdlib, tmp_path, monkeypatch):
-    folder = tmp_path / "data" / "corpus" / "pydocs-stdlib"
-    shutil.copytree(stdlib.train_files[0].parent, folder)
-    before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    code = ("import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000,) * 2)\n"
-            "from tinylib import corpus; corpus.fetch('pydocs-stdlib', refresh=True)")
+SMALL = """
+import asyncio, pathlib, resource
+from tinylib import corpus
+from tinylib.corpus import installed_docs
+package = installed_docs.Source(pathlib.Path(asyncio.__file__).parent, "asyncio")
+installed_docs.installed = lambda with_packages: [package]
+"""
+
+
+def test_a_failed_harvest_leaves_the_old_one_and_a_damaged_one_is_made_again(tmp_path, monkeypatch):
+    folder = tmp_path / "data" / "corpus" / "pydocs"
     monkeypatch.setenv("TINYLIB_HOME", str(tmp_path))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    monkeypatch.setattr(installed_docs, "installed", lambda with_packages: [
+        installed_docs.Source(Path(asyncio.__file__).parent, "asyncio")])
+    manifest = corpus.fetch("pydocs")
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000,) * 2); corpus.fetch('pydocs', refresh=True)"
+    done = subprocess.run([sys.executable, "-c", SMALL + limit], capture_output=True, text=True)
     assert done.returncode == 1 and "OSError" in done.stderr
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
-    assert [path.name for path in folder.parent.iterdir()] == ["pydocs-stdlib"]
+    assert [path.name for path in folder.parent.iterdir()] == ["pydocs"]
     (folder / "train.parquet").write_bytes(before["train.parquet"][:-1])
-    assert corpus.fetch("pydocs-stdlib")["sha256"] == stdlib.manifest["sha256"]
+    assert corpus.fetch("pydocs") == manifest
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 

@@ -47,14 +47,13 @@ def fetch(name: str | os.PathLike[str], *, shards: int | None = None, column: st
     return _open(name, shards, column, refresh=refresh, check=True).manifest
 
 
-def _open(name: str | os.PathLike[str], shards: int | None, column: str | None, *, refresh: bool = False,
+def _open(name: str | os.PathLike[str], shards: int | None, column: str | None, refresh: bool = False,
           check: bool = False) -> Corpus:
     folder = profiles.home() / "data" / "corpus"
     if name in BUILT_IN:
-        return built_in(str(name), folder / str(name), refresh=refresh)
+        return built_in(str(name), folder / str(name), refresh)
     if isinstance(name, str) and is_hub_name(name):
-        return from_hub(name, folder / name.replace("/", "--"), shards=shards, column=column, refresh=refresh,
-                        check=check)
+        return from_hub(name, folder / name.replace("/", "--"), shards, column, refresh, check)
     return _local(name, column or "text")
 
 

@@ -53,31 +53,27 @@ class Corpus:
 
         if self.manifest_file is not None:
             return dict(json.loads(self.manifest_file.read_text(encoding="utf-8")))
-        whole = hashlib.sha256()
+        whole, files = hashlib.sha256(), [*self.train_files, *self.val_files]
+        root = os.path.commonpath([file.parent for file in files])
         splits: dict[str, dict[str, Any]] = {split: {"files": [], "documents": 0, "characters": 0} for split in SPLITS}
         splits["train"]["left_out"] = 0
-        files = [*self.train_files, *self.val_files]
         for file in tqdm(files, desc="reading the corpus", unit=" files", disable=None, leave=False):
-            self._count(file, splits, whole)
+            facts = {"name": file.relative_to(root).as_posix(), "bytes": file.stat().st_size,
+                     "sha256": file_digest(file)}
+            for split in SPLITS if not self.val_files else ["val"] if file in self.val_files else ["train"]:
+                splits[split]["files"].append(facts)
+            for place, document in self._placed(file):
+                if place is None:
+                    splits["train"]["left_out"] += 1
+                    continue
+                splits[place]["documents"] += 1
+                splits[place]["characters"] += len(document.text)
+                whole.update(f"{place}\0{document.name}\0{document.text}\0".encode())
         if not any(facts["documents"] for facts in splits.values()):
             raise checks.UserError(f"{self.name} holds no document: its files are empty, so add text to one")
         rule = "by file name" if self.val_files else BY_HASH
         return {"version": 1, "name": self.name, "split": rule, **self.facts, "splits": splits,
                 "sha256": whole.hexdigest()}
-
-    def _count(self, file: Path, splits: dict[str, dict[str, Any]], whole: Any) -> None:
-        """Add what is in `file` to the counts of its split or, if a hash decides, of both."""
-        root = os.path.commonpath([file.parent for file in (*self.train_files, *self.val_files)])
-        facts = {"name": file.relative_to(root).as_posix(), "bytes": file.stat().st_size, "sha256": file_digest(file)}
-        for split in SPLITS if not self.val_files else ["val"] if file in self.val_files else ["train"]:
-            splits[split]["files"].append(facts)
-        for place, document in self._placed(file):
-            if place is None:
-                splits["train"]["left_out"] += 1
-                continue
-            splits[place]["documents"] += 1
-            splits[place]["characters"] += len(document.text)
-            whole.update(f"{place}\0{document.name}\0{document.text}\0".encode())
 
     def _placed(self, file: Path) -> Iterator[tuple[Split | None, Document]]:
         """The documents of `file`, each with its split; None for a training text that is in validation too."""

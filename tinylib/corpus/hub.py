@@ -26,7 +26,6 @@ Source: nanochat, `nanochat/dataset.py`.
 
 _VERSION = 3    # of the listing
 _SHARDS = 15    # about 3.6 billion characters of HUB
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def is_hub_name(name: str) -> bool:
@@ -39,8 +38,7 @@ def is_hub_name(name: str) -> bool:
     return name in HUB or (owner_and_name and not Path(name).exists() and kind(PurePosixPath(name)) is None)
 
 
-def from_hub(name: str, folder: Path, *, shards: int | None = None, column: str | None = None, refresh: bool = False,
-             check: bool = False) -> Corpus:
+def from_hub(name: str, folder: Path, shards: int | None, column: str | None, refresh: bool, check: bool) -> Corpus:
     """The first `shards` training files and those of validation, downloaded where they are missing.
 
     `folder` keeps the listing.  With `check`, `shards` and `column` are remembered there, and files in the cache are
@@ -119,7 +117,9 @@ def _download(repo: str, revision: str, file: str, facts: dict[str, Any], check:
         try:
             path = Path(huggingface_hub.hf_hub_download(repo, file, **pinned))
         except Exception as error:
-            if last or not _is_transient(error):
+            # What may pass, but isn't retried by the hub library: 5xx, a wrong size.
+            status = getattr(getattr(error, "response", None), "status_code", 0)
+            if last or not (status >= 500 or (type(error) is OSError and error.errno is None)):
                 raise _failure(f"{file} of {repo}", error) from error
             time.sleep(1)
             continue
@@ -132,17 +132,11 @@ def _download(repo: str, revision: str, file: str, facts: dict[str, Any], check:
                     "another mirror")
 
 
-def _is_transient(error: Exception) -> bool:
-    """Whether the failure may pass, but isn't retried by the hub library: 5xx, a wrong size."""
-    status = getattr(getattr(error, "response", None), "status_code", 0)
-    return status >= 500 or (type(error) is OSError and error.errno is None)
-
-
 def _failure(what: str, error: Exception) -> OSError:
     """The error to raise if `what` can't be fetched: the reason and the fix."""
     from huggingface_hub import constants, errors
 
-    if getattr(error, "errno", None) in _NO_ROOM:
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return OSError(error.errno, f"no room for {what}, what came whole is kept: free some, or set HF_HOME to a "
                        "folder on a larger disk, and run it again", constants.HF_HUB_CACHE)
     cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error

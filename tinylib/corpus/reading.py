@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, NoReturn
+from typing import Any
 
 from tinylib.checks import UserError
 
@@ -43,14 +43,14 @@ def find(folder: Path) -> tuple[list[Path], int]:
 
     Hidden files and folders don't count.  Links are followed, but no folder is visited twice.
     """
-    files, seen = [], set()
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if os.path.realpath(root) in seen:
-            folders.clear()
-            continue
-        seen.add(os.path.realpath(root))
-        files += [Path(root, name) for name in names if not name.startswith(".")]
+    files, seen, folders = [], set(), [folder]
+    while folders:
+        here = folders.pop()
+        if here.resolve() not in seen:
+            seen.add(here.resolve())
+            visible = sorted((path for path in here.iterdir() if not path.name.startswith(".")), reverse=True)
+            folders += filter(Path.is_dir, visible)
+            files += itertools.filterfalse(Path.is_dir, visible)
     found = sorted(filter(kind, files))
     return found, len(files) - len(found)
 
@@ -84,20 +84,16 @@ def plain(text: str) -> str:
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _raise(error: OSError) -> NoReturn:
-    raise error
-
-
 def _read_parquet(path: Path, column: str) -> Iterator[Document]:
     import pyarrow.parquet
 
     # Without a buffer, the whole column of a row group, which may be the whole file, would be read at once.
     with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
         types = {field.name: field.type for field in file.schema_arrow}
-        if not _is_text(types.get(column)):
+        if not _is_text(types.get(column, pyarrow.null())):
             there = ", ".join(f"{name} ({type})" for name, type in types.items())
             raise UserError(f"column={column!r} of {path} is no column of text: its columns are {there}")
-        columns = [column, "name"] if column != "name" and _is_text(types.get("name")) else [column]
+        columns = [column, "name"] if column != "name" and _is_text(types.get("name", pyarrow.null())) else [column]
         row = 0
         for batch in file.iter_batches(batch_size=_ROWS, columns=columns):
             try:
@@ -111,11 +107,9 @@ def _read_parquet(path: Path, column: str) -> Iterator[Document]:
 
 
 def _is_text(type: Any) -> bool:
-    """Whether a pyarrow type is that of strings, in any storage; None, for no column, is not."""
+    """Whether a pyarrow type is that of strings, in any storage."""
     from pyarrow import types
 
-    if type is None:
-        return False
     stored = type.value_type if types.is_dictionary(type) else type
     return types.is_string(stored) or types.is_large_string(stored) or types.is_string_view(stored)
 
