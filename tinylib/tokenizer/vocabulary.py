@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tinylib import checks, files, hardware
 from tinylib.allocator import frugal
 from tinylib.checks import UserError
-from tinylib.tokenizer.pretokenize import PATTERN, PLAIN, batch_texts, check_text, split_at_blanks, split_long
+from tinylib.tokenizer.pretokenize import PATTERN, PLAIN, batch_texts, check_text, split_at_blanks
 
 if TYPE_CHECKING:
     import os
@@ -42,12 +42,9 @@ class Tokenizer:
     """
 
     def __init__(self, tokens: Sequence[bytes]) -> None:
-        missing = {bytes([value]) for value in range(256)}.difference(tokens)
-        if missing:
-            raise UserError(f"tokens lacks {len(missing)} of the 256 single bytes, such as {min(missing)!r}: "
-                            "without them some text has no ids")
-        if len(set(tokens)) != len(tokens):
-            raise UserError("tokens holds the same bytes twice: each id needs bytes of its own")
+        if len(set(tokens)) != len(tokens) or not {bytes([value]) for value in range(256)} <= set(tokens):
+            raise UserError("tokens must hold each of the 256 single bytes, without which some text has no ids, and "
+                            "nothing twice: train the tokenizer again")
         self.tokens = tuple(tokens)
 
     def __repr__(self) -> str:
@@ -58,7 +55,7 @@ class Tokenizer:
               progress: bool = False) -> Tokenizer:
         """Train BPE on the first `max_chars` of `texts` until there are `vocab_size` ids, special tokens included.
 
-        Streams: memory grows with the number of distinct words only.  `progress` shows characters a second and, with
+        Streams: memory doesn't grow with the number of texts.  `progress` shows characters a second and, with
         `max_chars`, the time left.  Raises UserError for a lone surrogate, and where the text can't fill the vocabulary
         unless `fewer` ids are allowed.
 
@@ -223,12 +220,11 @@ or more text
 
 
 def _training_text(texts: Iterable[str], max_chars: int | None, bar: tqdm[Any]) -> Iterator[str]:
-    """The first `max_chars` of `texts` in short parts, whose words the trainer counts."""
+    """The first `max_chars` of `texts` in parts, whose words the trainer counts."""
     left = max_chars or sys.maxsize
     for text in texts:
         text = text[:left]
-        for part in split_long(check_text(text)):
-            yield from split_at_blanks(part)
+        yield from split_at_blanks(check_text(text))
         bar.update(len(text))
         left -= len(text)
         if left == 0:
@@ -242,8 +238,6 @@ def _parents(word: bytes, ranks: dict[bytes, int]) -> tuple[int, int]:
     while len(parts) > 2:
         joined = [ranks.get(left + right, len(ranks)) for left, right in itertools.pairwise(parts)]
         best = min(range(len(joined)), key=joined.__getitem__)
-        if joined[best] >= ranks[word]:
-            raise UserError(f"word {word!r} can't be reached by merges of earlier words")
         parts[best:best + 2] = [parts[best] + parts[best + 1]]
     return ranks[parts[0]], ranks[parts[1]]
 
