@@ -114,7 +114,7 @@ def test_parallel_harvest_equals_serial_and_a_dead_worker_fails_it():
     package = [installed_docs.Source(Path(asyncio.__file__).parent, "asyncio")]
     serial = installed_docs.harvest(package, installed_docs.documentation, processes=1)
     with pytest.raises(RuntimeError):
-        installed_docs.harvest(package, lambda module: os._exit(3), processes=2)
+        installed_docs.harvest(package, lambda file: os._exit(3), processes=2)
     assert installed_docs.harvest(package, installed_docs.documentation, processes=2) == serial
     assert len(serial) > 20
 
@@ -193,7 +193,7 @@ def test_a_failed_harvest_leaves_the_old_one_and_a_damaged_one_is_made_again(tmp
 def test_it_needs_no_torch_and_imports_nothing_that_it_reads():
     code = ("import sys; from tinylib.corpus import installed_docs; sys.modules['torch'] = None\n"
             "found = installed_docs.installed(with_packages=True)\n"
-            "installed_docs.documentation(found[-1].modules()[0]); print(len(found), 'pandas' in sys.modules)")
+            "installed_docs.documentation(found[-1].modules()[0][1]); print(len(found), 'pandas' in sys.modules)")
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert int(out[0]) > 10 and out[1] == "False"
 

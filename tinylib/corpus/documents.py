@@ -77,14 +77,13 @@ class Corpus:
 
     def _placed(self, file: Path) -> Iterator[tuple[Split | None, Document]]:
         """The documents of `file`, each with its split; None for a training text that is in validation too."""
-        by_file: Split = "val" if file in self.val_files else "train"
         for document in read(file, self.column):
             if not self.val_files:
                 yield "val" if in_validation(document.text) else "train", document
-            elif by_file == "train" and digest(document.text) in self._validation:
-                yield None, document
+            elif file in self.val_files:
+                yield "val", document
             else:
-                yield by_file, document
+                yield None if digest(document.text) in self._validation else "train", document
 
     @cached_property
     def _validation(self) -> frozenset[bytes]:
@@ -93,15 +92,15 @@ class Corpus:
 
 def table(manifest: dict[str, Any]) -> dict[str, str]:
     """Rows for printing a manifest: counts and files of each split, held-out files left unused, origin, hash."""
-    rows = {}
-    for split, facts in manifest["splits"].items():
-        names = [file["name"] for file in facts["files"]]
+    rows, splits = {}, manifest["splits"]
+    for split, facts in splits.items():
         rows[f"{split} documents"] = f"{facts['documents']:,}, {facts['characters']:,} characters"
-        if split == "train" or names != [file["name"] for file in manifest["splits"]["train"]["files"]]:
+        if split == "train" or facts["files"] != splits["train"]["files"]:
+            names = [file["name"] for file in facts["files"]]
             rows[f"{split} files"] = f"{len(names)}: {shorten(names)}"
     rows |= {"split": manifest["split"], "held out, unused": shorten(manifest.get("unused", []))}
     rows["passed over"] = f"{manifest['passed_over']:,} of other formats" if manifest.get("passed_over") else ""
-    rows |= {"training files": manifest.get("training_files", "")}
+    rows["training files"] = manifest.get("training_files", "")
     rows |= {key: manifest.get(key, "") for key in ("licence", "revision", "sha256")}
     return {key: text for key, text in rows.items() if text}
 

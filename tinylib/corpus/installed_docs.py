@@ -36,16 +36,12 @@ _REPEATED_CHARS = 40    # shorter paragraphs, such as "Parameters", repeat becau
 
 def built_in(name: str, folder: Path, refresh: bool) -> Corpus:
     """The built-in corpus `name` in `folder`, harvested if it isn't there whole."""
-    if refresh or not _is_whole(folder):
+    known = files.read_json(folder / _MANIFEST)
+    if refresh or known is None or known["recipe"] != _RECIPE or any(
+            not (folder / file["name"]).is_file() or (folder / file["name"]).stat().st_size != file["bytes"]
+            for split in known["splits"].values() for file in split["files"]):
         _harvest_into(folder, name)
     return Corpus(name, (folder / "train.parquet",), (folder / "val.parquet",), manifest_file=folder / _MANIFEST)
-
-
-def _is_whole(folder: Path) -> bool:
-    manifest = files.read_json(folder / _MANIFEST)
-    return manifest is not None and manifest["recipe"] == _RECIPE and all(
-        (folder / file["name"]).is_file() and (folder / file["name"]).stat().st_size == file["bytes"]
-        for split in manifest["splits"].values() for file in split["files"])
 
 
 def _harvest_into(folder: Path, name: str) -> None:
@@ -108,15 +104,14 @@ def installed(with_packages: bool) -> list[Source]:
     return sources
 
 
-Module = tuple[str, Path]    # name, file
 Entries = list[tuple[str, str]]    # heading, text
-Reader = Callable[[Module], Entries]
 
 
-def harvest(sources: Iterable[Source], reader: Reader, processes: int | None = None) -> list[Document]:
+def harvest(sources: Iterable[Source], reader: Callable[[Path], Entries], processes: int | None = None
+            ) -> list[Document]:
     """One document a module, read in parallel, without repeated paragraphs and duplicate documents.
 
-    `reader` turns a module into headings and texts; `processes` is one a core by default.  Documents are sorted by a
+    `reader` turns a file into headings and texts; `processes` is one a core by default.  Documents are sorted by a
     hash of their names, so that the first part of the corpus is a fair sample, and don't depend on `processes`.
     """
     from joblib import Parallel, delayed
@@ -125,30 +120,31 @@ def harvest(sources: Iterable[Source], reader: Reader, processes: int | None = N
     modules = [module for source in sources for module in source.modules()]
     workers = processes or (hardware.cores() if len(modules) >= 100 else 1)
     try:
-        read = Parallel(n_jobs=workers)(delayed(reader)(module) for module in modules)
+        found = Parallel(n_jobs=workers)(delayed(reader)(file) for _, file in modules)
     finally:
         if workers > 1:
             get_reusable_executor().shutdown(wait=True)
     seen: set[bytes] = set()
-    documents = {}
-    for (name, _), entries in zip(modules, read, strict=True):
-        text = "\n\n".join(_unrepeated(entries, seen) if reader is documentation else [text for _, text in entries])
-        if text and name not in documents:
-            documents[name] = text
+    documents: dict[str, str] = {}
+    for (name, _), entries in zip(modules, found, strict=True):
+        text = "".join(text for _, text in entries)
+        if reader is documentation:
+            parts = _unrepeated(entries, seen)
+            text = "\n\n".join([name, *parts]) if parts else ""
+        if text:
+            documents.setdefault(name, text)
     unique = {digest(text): Document(name, text) for name, text in reversed(documents.items())}
     return sorted(unique.values(), key=lambda document: digest(document.name))
 
 
-def documentation(module: Module) -> Entries:
+def documentation(file: Path) -> Entries:
     """Headings and docstrings of a module, its classes and its functions; none for a file that Python can't parse."""
-    name, path = module
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")    # about invalid escapes in other people's code
-            found = _docstrings(ast.parse(path.read_bytes()), "")
+            return _docstrings(ast.parse(file.read_bytes()), "")
     except (SyntaxError, ValueError, RecursionError, MemoryError, OSError):    # the middle two: nested too deeply
         return []
-    return [(name, ""), *found] if found else []
 
 
 def _docstrings(node: Any, prefix: str) -> Entries:
@@ -172,10 +168,10 @@ def _heading(node: Any, prefix: str) -> str:
     return plain(f"{prefix}{node.name}({ast.unparse(node.args)})")
 
 
-def source_code(module: Module) -> Entries:
+def source_code(file: Path) -> Entries:
     """The whole file of a module; nothing for a file that is not UTF-8."""
     try:
-        return [(module[0], module[1].read_text(encoding="utf-8"))]
+        return [("", file.read_text(encoding="utf-8"))]
     except (UnicodeDecodeError, OSError):
         return []
 
@@ -190,6 +186,6 @@ def _unrepeated(entries: Entries, seen: set[bytes]) -> list[str]:
             if words and (len(words) < _REPEATED_CHARS or digest(words) not in seen):
                 kept.append(paragraph)
             seen.add(digest(words))
-        if kept or not text:
+        if kept:
             parts += [heading, *kept] if heading else kept
-    return parts if len(parts) > 1 else []
+    return parts
