@@ -455,7 +455,7 @@ def test_parquet_text_that_is_no_utf8_is_named(tmp_path):
     ends = pa.array([0, 4, 6], pa.int32()).buffers()[1]
     raw = pa.Array.from_buffers(pa.string(), 2, [None, ends, pa.py_buffer(b"good\xff\xfe")])
     pq.write_table(pa.table({"text": raw}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"rows 1 to 2 of .*a\.parquet hold text that is not UTF-8"):
+    with pytest.raises(ValueError, match=r"a\.parquet is no whole \.parquet file \('utf-8' codec can't"):
         everything(tmp_path)
 
 

@@ -70,7 +70,7 @@ def read(path: Path, column: str = "text") -> Iterator[Document]:
         yield from (document for document in reader(path, column) if document.text)
     except PermissionError:
         raise
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{path} is no whole {kind(path)} file ({reason}): fetch or write it again") from error
 
@@ -96,11 +96,7 @@ def _read_parquet(path: Path, column: str) -> Iterator[Document]:
         columns = [column, "name"] if column != "name" and _is_text(types.get("name", pyarrow.null())) else [column]
         row = 0
         for batch in file.iter_batches(batch_size=_ROWS, columns=columns):
-            try:
-                texts, *names = (batch.column(name).to_pylist() for name in columns)
-            except UnicodeDecodeError as error:
-                raise UserError(f"rows {row + 1} to {row + len(batch)} of {path} hold text that is not UTF-8 "
-                                f"({error.reason}): write the file again") from error
+            texts, *names = (batch.column(name).to_pylist() for name in columns)
             for text, *name in zip(texts, *names, strict=True):
                 row += 1
                 yield Document(next(filter(None, name), f"{path.name}:{row}"), text or "")

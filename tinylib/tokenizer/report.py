@@ -200,47 +200,28 @@ def curve(tokenizer: Tokenizer, texts: Iterable[str], vocab_sizes: Sequence[int]
                  np.array([len(text.encode()) for text in documents]))
 
 
-@dataclass(frozen=True)
-class Report:
-    """Compression of held-out text by a tokenizer and by others, and the cost of other vocabularies."""
-
-    kinds: pd.DataFrame
-    """A table of `by_kind`, whose first row is the tokenizer on the held-out documents."""
-    vocabularies: pd.DataFrame
-    """A table of `Curve.table`."""
-    decision: Decision
-    note: str
-    """Encodings that are missing, and how to fetch them; "" if none is."""
-
-    def __str__(self) -> str:
-        wide = self.kinds.pivot_table(index="kind", columns="tokenizer", sort=False,
-                                      values=["characters_per_token", "bytes_per_token"])
-        thousands = self.vocabularies.assign(
-            **{name: self.vocabularies[name].map("{:,.0f}".format) for name in ("embedding_parameters", "context")},
-            **{name: self.vocabularies[name].map("{:.3g}".format) for name in ("tokens", "flops_per_token", "flops")})
-        texts = [wide.round(2).to_string(), self.note, thousands.round(2).to_string(), str(self.decision)]
-        return "\n\n".join(filter(None, texts))
-
-    def facts(self) -> dict[str, Any]:
-        """The report as a dictionary, for JSON: the first row of `kinds`, and all of it."""
-        kinds = self.kinds.to_dict("records")
-        return kinds[0] | {"kinds": kinds, "decision": self.decision, "note": self.note,
-                           "vocabularies": self.vocabularies.reset_index().to_dict("records")}
-
-
 def report(tokenizer: Tokenizer, training: Iterable[str], held_out: Iterable[str], config: GPTConfig,
-           kinds: Mapping[str, Iterable[str]]) -> Report:
-    """Measure `tokenizer` on `held_out` and further `kinds` of text, and the cost of other vocabularies for `config`.
+           kinds: Mapping[str, Iterable[str]]) -> tuple[dict[str, Any], str]:
+    """Compression of `held_out` and further `kinds` of text, and the cost of other vocabularies for `config`.
 
-    The other vocabularies are trained on the first 200 million characters of `training`, and the first 4 million of
-    `held_out` are measured.  Raises UserError if `held_out` has no documents; if it is part of `training`, the other
-    vocabularies look too good.
+    Returns facts for JSON and text for people.  The other vocabularies are trained on the first 200 million characters
+    of `training`, and the first 4 million of `held_out` are measured.  Raises UserError if `held_out` has no documents;
+    if it is part of `training`, the other vocabularies look too good.
     """
     documents = next(batch_texts(held_out), [])
     if not documents:
         raise UserError("held_out has no documents: a corpus of a few is too small to be split")
     others, note = known_encodings()
+    table = by_kind({"ours": tokenizer, **others}, {"held out": documents, **kinds})
     family = Tokenizer.train(training, VOCAB_SIZES[-1], max_chars=200_000_000, fewer=True)
     measured = curve(family, documents, (*VOCAB_SIZES, tokenizer.vocab_size))
-    table = by_kind({"ours": tokenizer, **others}, {"held out": documents, **kinds})
-    return Report(table, measured.table(config), measured.cheapest(config), note)
+    decision, costs = measured.cheapest(config), measured.table(config)
+    rows = table.to_dict("records")
+    facts = rows[0] | {"kinds": rows, "decision": decision, "note": note,
+                       "vocabularies": costs.reset_index().to_dict("records")}
+    wide = table.pivot_table(index="kind", columns="tokenizer", sort=False,
+                             values=["characters_per_token", "bytes_per_token"])
+    formats = dict.fromkeys(("embedding_parameters", "context"), "{:,.0f}".format)
+    formats |= dict.fromkeys(("tokens", "flops_per_token", "flops"), "{:.3g}".format)
+    texts = [wide.round(2).to_string(), note, costs.round(2).to_string(formatters=formats), str(decision)]
+    return facts, "\n\n".join(filter(None, texts))

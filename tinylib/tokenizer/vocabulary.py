@@ -76,7 +76,7 @@ or more text
                             mininterval=0.5, disable=not progress) as bar:
             trainer.train_from_iterator(_training_text(texts, max_chars, bar), vocab_size - len(SPECIAL_TOKENS),
                                         buffer_size=256, pattern=PLAIN)
-        learned = [bytes(word) for word, _ in sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])]
+        learned = [bytes(word) for word, _ in trainer.get_mergeable_ranks()]
         reached = len(learned) + len(SPECIAL_TOKENS)
         if reached < vocab_size and not fewer:
             raise UserError(f"vocab_size={vocab_size} is more than this text can fill, it reached {reached}: "
