@@ -89,15 +89,14 @@ def _read_parquet(path: Path, column: str) -> Iterator[Document]:
 
     # Without a buffer, the whole column of a row group, which may be the whole file, would be read at once.
     with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
-        types = {field.name: field.type for field in file.schema_arrow}
-        if not _is_text(types.get(column, pyarrow.null())):
-            there = ", ".join(f"{name} ({type})" for name, type in types.items())
+        texts = {field.name for field in file.schema_arrow if _is_text(field.type)}
+        if column not in texts:
+            there = ", ".join(f"{field.name} ({field.type})" for field in file.schema_arrow)
             raise UserError(f"column={column!r} of {path} is no column of text: its columns are {there}")
-        columns = [column, "name"] if column != "name" and _is_text(types.get("name", pyarrow.null())) else [column]
+        columns = [column, "name"] if "name" in texts - {column} else [column]
         row = 0
         for batch in file.iter_batches(batch_size=_ROWS, columns=columns):
-            texts, *names = (batch.column(name).to_pylist() for name in columns)
-            for text, *name in zip(texts, *names, strict=True):
+            for text, *name in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
                 row += 1
                 yield Document(next(filter(None, name), f"{path.name}:{row}"), text or "")
 
