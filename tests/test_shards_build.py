@@ -320,12 +320,3 @@ def test_bad_arguments(tokenizer, tmp_path, argument):
         build(DOCUMENTS, tokenizer, tmp_path / "s", **argument)
     with pytest.raises(ValueError, match="documents has no split"):
         build({}, tokenizer, tmp_path / "s")
-
-
-def test_arrays_of_ids_are_those_of_lists(tokenizer):
-    texts = ["", " ", "<|bos|> <|user_start|>", "a  b\n\n   c", " " * 10_000 + "x", "é€😀\u2003\u2003z", *sentences(50)]
-    for text in texts:
-        ids = tokenizer.encode_array(text)
-        assert ids.tolist() == tokenizer.encode(text) and max(ids, default=0) < 300 - len(tokenizer.special_ids)
-    with pytest.raises(ValueError, match="lone surrogate"):
-        tokenizer.encode_array("\ud800")

@@ -132,15 +132,6 @@ def test_splitting_at_blanks_keeps_the_words():
         assert found == words(text), ascii(text)
 
 
-def test_splitting_a_long_text_keeps_the_words(monkeypatch):
-    monkeypatch.setattr(pretokenize, "_LONG", 20)
-    for text in (*drawn(300, seed=2), text_of(3)):
-        pieces = list(pretokenize.split_long(text))
-        assert "".join(pieces) == text
-        assert [word for piece in pieces for word in words(piece)] == words(text), ascii(text)
-    assert max(map(len, pretokenize.split_long("some words " * 99))) < 40 and list(pretokenize.split_long("")) == [""]
-
-
 def test_blanks_are_those_of_the_regular_expressions():
     """To tiktoken's engine and to the one of tokenizers; Python's own \\s takes four control characters more."""
     ours = set(pretokenize._BLANKS + " \r\n")

@@ -24,7 +24,7 @@ from tinylib import sizing
 from tinylib.config import PRESETS
 from tinylib.course.samples import ARTICLE_1, kinds
 from tinylib.tokenizer import Curve, Tokenizer, by_kind, compression, curve, known_encodings, report
-from tinylib.tokenizer.report import _FILES
+from tinylib.tokenizer.report import _ENCODINGS
 
 TEXTS = [f"Line {n} says that {n} squared is {n * n}, which is {'even' if n % 2 == 0 else 'odd'}." for n in range(400)]
 MICRO = PRESETS["micro"]
@@ -120,7 +120,7 @@ def test_missing_encodings_are_named_with_the_way_to_fetch_them(cache, no_networ
 def test_encodings_are_read_from_tiktokens_cache(cache, no_network, monkeypatch):
     """A vocabulary of bytes, where tiktoken looks for that of GPT-4, in its format and under its hashes."""
     file = b"\n".join(base64.b64encode(bytes([value])) + b" %d" % value for value in range(256))
-    address, = _FILES["cl100k_base"]
+    _, address = _ENCODINGS["GPT-4"]
     (cache / hashlib.sha1(address.encode()).hexdigest()).write_bytes(file)
     tiktoken.registry._find_constructors()
     monkeypatch.setitem(tiktoken.registry.ENCODING_CONSTRUCTORS, "cl100k_base", lambda: {
@@ -130,9 +130,9 @@ def test_encodings_are_read_from_tiktokens_cache(cache, no_network, monkeypatch)
     assert list(found) == ["GPT-4"] and found["GPT-4"].n_vocab == 256 and "GPT-2," in note and "GPT-4" not in note
 
 
-@pytest.mark.parametrize("name", _FILES)
-def test_the_addresses_are_those_of_tiktoken(name):
-    assert re.findall(r'"(https://[^"]+)"', inspect.getsource(getattr(openai_public, name))) == _FILES[name]
+def test_the_addresses_are_those_of_tiktoken():
+    for name, *addresses in _ENCODINGS.values():
+        assert re.findall(r'"(https://[^"]+)"', inspect.getsource(getattr(openai_public, name))) == addresses
 
 
 # The curve
@@ -182,7 +182,7 @@ def test_the_cheapest_vocabulary_is_the_minimum_of_the_cost(dim):
         return (6 * (blocks + dim * 2**octave) + 12 * config.depth * dim * reach / covers) / covers
 
     exact = 2 ** minimize_scalar(cost, bounds=(10, 16), method="bounded").x
-    found = power_law([0.2, 0.2]).cheapest(config, resamples=20)
+    found = power_law([0.2, 0.2]).cheapest(config)
     assert found.vocab_size == pytest.approx(exact, rel=0.01) and found.low == found.high == found.vocab_size
     for edge in found.flat:
         on_edge = edge in (1_024, 65_536)
@@ -221,13 +221,12 @@ def test_the_smooth_curve_meets_what_was_not_measured():
 
 
 def test_the_report_holds_all_of_it(trained, cache):
-    found = report(trained, iter(TEXTS), iter(TEXTS[:50]), MICRO, kinds=kinds(), largest=500)
-    assert found.held_out == compression(trained, TEXTS[:50]) and "GPT-2" in found.note
-    facts = json.loads(json.dumps(found.facts(), default=vars))
+    facts, text = report(trained, iter(TEXTS), iter(TEXTS[:50]), MICRO, kinds())
+    facts = json.loads(json.dumps(facts, default=vars))
+    assert facts.items() >= compression(trained, TEXTS[:50]).items() and "GPT-2" in facts["note"]
     assert [row["kind"] for row in facts["kinds"]] == ["held out", "code", "other scripts", "numbers"]
-    assert facts["vocabularies"][-1]["vocab_size"] <= 500
-    text = str(found)
-    for part in ("other scripts", "ours", found.note, str(found.decision), "embedding_parameters"):
+    assert 380 in [row["vocab_size"] for row in facts["vocabularies"]]
+    for part in ("other scripts", "ours", facts["note"], f"{facts['decision']['low']:,}", "embedding_parameters"):
         assert part in text
     with pytest.raises(ValueError, match="held_out has no documents"):
-        report(trained, TEXTS, [], MICRO)
+        report(trained, TEXTS, [], MICRO, {})

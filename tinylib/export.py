@@ -40,8 +40,7 @@ def export_transformers(folder: str | Path, out: str | Path) -> Path:
         config = hf_config(model.config, tokenizer.bos)
         config.architectures = ["NanoChatForCausalLM"]
         config.save_pretrained(part)
-        weights = {name: weight.contiguous() for name, weight in hf_state_dict(model).items()}
-        save_file(weights, part / "model.safetensors", metadata={"format": "pt"})
+        save_file(hf_state_dict(model), part / "model.safetensors", metadata={"format": "pt"})
         tokenizer.save_huggingface(part / "tokenizer.json")
         names = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|bos|>", "eos_token": "<|bos|>",
                  "model_max_length": model.config.seq_len, "clean_up_tokenization_spaces": False}
@@ -57,11 +56,10 @@ def import_transformers(folder: str | Path) -> GPT:
     from transformers import NanoChatConfig
 
     theirs = NanoChatConfig.from_pretrained(folder)
-    rope = theirs.rope_parameters
     config = GPTConfig(depth=theirs.num_hidden_layers, dim=theirs.hidden_size, vocab_size=theirs.vocab_size,
                        head_dim=theirs.hidden_size // theirs.num_attention_heads,
                        seq_len=theirs.max_position_embeddings, tied=theirs.tie_word_embeddings,
-                       rope_theta=rope["rope_theta"], softcap=theirs.final_logit_softcapping)
+                       rope_theta=theirs.rope_parameters["rope_theta"], softcap=theirs.final_logit_softcapping)
     expected = hf_config(config)
     wrong = [f"{name}={getattr(theirs, name)} must be {getattr(expected, name)}"
              for name in ("intermediate_size", "num_key_value_heads", "hidden_act", "rms_norm_eps", "attention_bias")

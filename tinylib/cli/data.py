@@ -76,6 +76,5 @@ def evaluate(corpus: CorpusName = None, tokenizer: Path | None = None, column: s
 
     profile = profiles.profile()
     source = load(corpus or profile.corpus, column=column)
-    found = report(Tokenizer.load(tokenizer or profile.tokenizer), source.texts("train"), source.texts("val"),
-                   profile.train.model, kinds=kinds())
-    return Result(found.facts(), str(found))
+    return Result(*report(Tokenizer.load(tokenizer or profile.tokenizer), source.texts("train"), source.texts("val"),
+                          profile.train.model, kinds()))

@@ -20,11 +20,11 @@ from tinylib.checks import UserError
 from tinylib.corpus.documents import Corpus, table
 from tinylib.corpus.hub import HUB, from_hub, is_hub_name
 from tinylib.corpus.installed_docs import BUILT_IN, PACKAGES, built_in
-from tinylib.corpus.reading import SUFFIXES, Document, find, kind
-from tinylib.corpus.split import SPLITS, VALIDATION_SHARE, NamedSplit, Split, in_validation, split_by_name
+from tinylib.corpus.reading import SUFFIXES, find, kind
+from tinylib.corpus.split import SPLITS, VALIDATION_SHARE, NamedSplit, in_validation, split_by_name
 
-__all__ = ["BUILT_IN", "HUB", "PACKAGES", "SPLITS", "VALIDATION_SHARE", "Corpus", "Document", "NamedSplit", "Split",
-           "fetch", "in_validation", "load", "split_by_name", "table"]
+__all__ = ["BUILT_IN", "HUB", "PACKAGES", "SPLITS", "VALIDATION_SHARE", "Corpus", "fetch", "in_validation", "load",
+           "split_by_name", "table"]
 
 
 def load(name: str | os.PathLike[str], *, shards: int | None = None, column: str | None = None) -> Corpus:
@@ -47,14 +47,13 @@ def fetch(name: str | os.PathLike[str], *, shards: int | None = None, column: st
     return _open(name, shards, column, refresh=refresh, check=True).manifest
 
 
-def _open(name: str | os.PathLike[str], shards: int | None, column: str | None, *, refresh: bool = False,
+def _open(name: str | os.PathLike[str], shards: int | None, column: str | None, refresh: bool = False,
           check: bool = False) -> Corpus:
     folder = profiles.home() / "data" / "corpus"
     if name in BUILT_IN:
-        return built_in(str(name), folder / str(name), refresh=refresh)
+        return built_in(str(name), folder / str(name), refresh)
     if isinstance(name, str) and is_hub_name(name):
-        return from_hub(name, folder / name.replace("/", "--"), shards=shards, column=column, refresh=refresh,
-                        check=check)
+        return from_hub(name, folder / name.replace("/", "--"), shards, column, refresh, check)
     return _local(name, column or "text")
 
 

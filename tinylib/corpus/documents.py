@@ -53,42 +53,37 @@ class Corpus:
 
         if self.manifest_file is not None:
             return dict(json.loads(self.manifest_file.read_text(encoding="utf-8")))
-        whole = hashlib.sha256()
+        whole, files = hashlib.sha256(), [*self.train_files, *self.val_files]
+        root = os.path.commonpath([file.parent for file in files])
         splits: dict[str, dict[str, Any]] = {split: {"files": [], "documents": 0, "characters": 0} for split in SPLITS}
         splits["train"]["left_out"] = 0
-        files = [*self.train_files, *self.val_files]
         for file in tqdm(files, desc="reading the corpus", unit=" files", disable=None, leave=False):
-            self._count(file, splits, whole)
+            facts = {"name": file.relative_to(root).as_posix(), "bytes": file.stat().st_size,
+                     "sha256": file_digest(file)}
+            for split in SPLITS if not self.val_files else ["val"] if file in self.val_files else ["train"]:
+                splits[split]["files"].append(facts)
+            for place, document in self._placed(file):
+                if place is None:
+                    splits["train"]["left_out"] += 1
+                    continue
+                splits[place]["documents"] += 1
+                splits[place]["characters"] += len(document.text)
+                whole.update(f"{place}\0{document.name}\0{document.text}\0".encode())
         if not any(facts["documents"] for facts in splits.values()):
             raise checks.UserError(f"{self.name} holds no document: its files are empty, so add text to one")
         rule = "by file name" if self.val_files else BY_HASH
         return {"version": 1, "name": self.name, "split": rule, **self.facts, "splits": splits,
                 "sha256": whole.hexdigest()}
 
-    def _count(self, file: Path, splits: dict[str, dict[str, Any]], whole: Any) -> None:
-        """Add what is in `file` to the counts of its split or, if a hash decides, of both."""
-        root = os.path.commonpath([file.parent for file in (*self.train_files, *self.val_files)])
-        facts = {"name": file.relative_to(root).as_posix(), "bytes": file.stat().st_size, "sha256": file_digest(file)}
-        for split in SPLITS if not self.val_files else ["val"] if file in self.val_files else ["train"]:
-            splits[split]["files"].append(facts)
-        for place, document in self._placed(file):
-            if place is None:
-                splits["train"]["left_out"] += 1
-                continue
-            splits[place]["documents"] += 1
-            splits[place]["characters"] += len(document.text)
-            whole.update(f"{place}\0{document.name}\0{document.text}\0".encode())
-
     def _placed(self, file: Path) -> Iterator[tuple[Split | None, Document]]:
         """The documents of `file`, each with its split; None for a training text that is in validation too."""
-        by_file: Split = "val" if file in self.val_files else "train"
         for document in read(file, self.column):
             if not self.val_files:
                 yield "val" if in_validation(document.text) else "train", document
-            elif by_file == "train" and digest(document.text) in self._validation:
-                yield None, document
+            elif file in self.val_files:
+                yield "val", document
             else:
-                yield by_file, document
+                yield None if digest(document.text) in self._validation else "train", document
 
     @cached_property
     def _validation(self) -> frozenset[bytes]:
@@ -97,15 +92,15 @@ class Corpus:
 
 def table(manifest: dict[str, Any]) -> dict[str, str]:
     """Rows for printing a manifest: counts and files of each split, held-out files left unused, origin, hash."""
-    rows = {}
-    for split, facts in manifest["splits"].items():
-        names = [file["name"] for file in facts["files"]]
+    rows, splits = {}, manifest["splits"]
+    for split, facts in splits.items():
         rows[f"{split} documents"] = f"{facts['documents']:,}, {facts['characters']:,} characters"
-        if split == "train" or names != [file["name"] for file in manifest["splits"]["train"]["files"]]:
+        if split == "train" or facts["files"] != splits["train"]["files"]:
+            names = [file["name"] for file in facts["files"]]
             rows[f"{split} files"] = f"{len(names)}: {shorten(names)}"
     rows |= {"split": manifest["split"], "held out, unused": shorten(manifest.get("unused", []))}
     rows["passed over"] = f"{manifest['passed_over']:,} of other formats" if manifest.get("passed_over") else ""
-    rows |= {"training files": manifest.get("training_files", "")}
+    rows["training files"] = manifest.get("training_files", "")
     rows |= {key: manifest.get(key, "") for key in ("licence", "revision", "sha256")}
     return {key: text for key, text in rows.items() if text}
 

@@ -26,7 +26,6 @@ Source: nanochat, `nanochat/dataset.py`.
 
 _VERSION = 3    # of the listing
 _SHARDS = 15    # about 3.6 billion characters of HUB
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def is_hub_name(name: str) -> bool:
@@ -35,17 +34,16 @@ def is_hub_name(name: str) -> bool:
     >>> is_hub_name("climbmix"), is_hub_name("wikimedia/wikipedia/20231101.en"), is_hub_name("data/wiki.jsonl")
     (True, True, False)
     """
-    owner_and_name = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(/\w[\w.-]*)*", name) is not None
+    owner_and_name = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)+", name) is not None
     return name in HUB or (owner_and_name and not Path(name).exists() and kind(PurePosixPath(name)) is None)
 
 
-def from_hub(name: str, folder: Path, *, shards: int | None = None, column: str | None = None, refresh: bool = False,
-             check: bool = False) -> Corpus:
+def from_hub(name: str, folder: Path, shards: int | None, column: str | None, refresh: bool, check: bool) -> Corpus:
     """The first `shards` training files and those of validation, downloaded where they are missing.
 
     `folder` keeps the listing.  With `check`, `shards` and `column` are remembered there, and files in the cache are
-    hashed again.  Raises ConfigError for more shards than there are; ConnectionError, OSError or UserError, with the
-    name of the file, for one that can't be downloaded whole.
+    hashed again.  Raises ConfigError for more shards than there are; ConnectionError or OSError, with the name of the
+    file, for one that can't be downloaded whole.
     """
     owner, title, *inside = HUB.get(name, name).split("/")
     repo, listing_file = f"{owner}/{title}", folder / "listing.json"
@@ -115,34 +113,29 @@ def _download(repo: str, revision: str, file: str, facts: dict[str, Any], check:
     known = huggingface_hub.try_to_load_from_cache(repo, file, **pinned)
     if isinstance(known, str) and not check:
         return Path(known)
-    for last in (False, True):
+    tries = 0
+    while True:
+        tries += 1
         try:
             path = Path(huggingface_hub.hf_hub_download(repo, file, **pinned))
+            if path.stat().st_size == facts["bytes"] and facts["sha256"] in (None, file_digest(path)):
+                return path
+            path.resolve().unlink()
+            path.unlink(missing_ok=True)    # the link to it, where the cache has links
+            raise OSError(f"it came with other content than {facts['bytes']} bytes of sha256 {facts['sha256']}")
         except Exception as error:
-            if last or not _is_transient(error):
+            # What may pass, but isn't retried by the hub library: 5xx, wrong content or size.
+            status = getattr(getattr(error, "response", None), "status_code", 0)
+            if tries == 2 or not (status >= 500 or (type(error) is OSError and error.errno is None)):
                 raise _failure(f"{file} of {repo}", error) from error
             time.sleep(1)
-            continue
-        if path.stat().st_size == facts["bytes"] and facts["sha256"] in (None, file_digest(path)):
-            return path
-        path.resolve().unlink()
-        path.unlink(missing_ok=True)    # the link to it, where the cache has links
-    raise UserError(f"{file} of {repo} came twice with other content than the hub states, {facts['bytes']} bytes of "
-                    f"sha256 {facts['sha256']}: what came whole is kept, so run it again, or with HF_ENDPOINT set to "
-                    "another mirror")
-
-
-def _is_transient(error: Exception) -> bool:
-    """Whether the failure may pass, but isn't retried by the hub library: 5xx, a wrong size."""
-    status = getattr(getattr(error, "response", None), "status_code", 0)
-    return status >= 500 or (type(error) is OSError and error.errno is None)
 
 
 def _failure(what: str, error: Exception) -> OSError:
     """The error to raise if `what` can't be fetched: the reason and the fix."""
     from huggingface_hub import constants, errors
 
-    if getattr(error, "errno", None) in _NO_ROOM:
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return OSError(error.errno, f"no room for {what}, what came whole is kept: free some, or set HF_HOME to a "
                        "folder on a larger disk, and run it again", constants.HF_HUB_CACHE)
     cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error

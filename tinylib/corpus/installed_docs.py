@@ -8,7 +8,7 @@ import platform
 import sys
 import sysconfig
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -19,15 +19,10 @@ from tinylib.corpus.documents import Corpus
 from tinylib.corpus.reading import Document, plain
 from tinylib.corpus.split import SPLITS, VALIDATION_SHARE, digest, in_validation
 
-PACKAGES = {
-    "torch": "torch", "numpy": "numpy", "pandas": "pandas", "matplotlib": "matplotlib", "scipy": "scipy",
-    "networkx": "networkx", "pyarrow": "pyarrow", "huggingface_hub": "huggingface_hub", "fsspec": "fsspec",
-    "PIL": "pillow", "fontTools": "fonttools", "IPython": "ipython", "jupyter_server": "jupyter_server",
-    "jupyter_client": "jupyter_client", "ipykernel": "ipykernel", "traitlets": "traitlets", "tornado": "tornado",
-    "prompt_toolkit": "prompt_toolkit", "rich": "rich", "pygments": "Pygments", "jedi": "jedi",
-    "setuptools": "setuptools",
-}
-"""Packages whose documentation is harvested if they are installed: import name -> name of the distribution.
+PACKAGES = ("torch", "numpy", "pandas", "matplotlib", "scipy", "networkx", "pyarrow", "huggingface_hub", "fsspec",
+            "PIL", "fontTools", "IPython", "jupyter_server", "jupyter_client", "ipykernel", "traitlets", "tornado",
+            "prompt_toolkit", "rich", "pygments", "jedi", "setuptools")
+"""Packages whose documentation is harvested if they are installed, by the name under which they are imported.
 
 The course's dependencies and theirs; not what only tests need, so that both kinds of installation get the same text.
 """
@@ -39,31 +34,32 @@ _SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__p
 _REPEATED_CHARS = 40    # shorter paragraphs, such as "Parameters", repeat because they are the form of documentation
 
 
-def built_in(name: str, folder: Path, *, refresh: bool = False) -> Corpus:
+def built_in(name: str, folder: Path, refresh: bool) -> Corpus:
     """The built-in corpus `name` in `folder`, harvested if it isn't there whole."""
-    if refresh or not _is_whole(folder):
+    known = files.read_json(folder / _MANIFEST)
+    if refresh or known is None or known["recipe"] != _RECIPE or any(
+            not (folder / file["name"]).is_file() or (folder / file["name"]).stat().st_size != file["bytes"]
+            for split in known["splits"].values() for file in split["files"]):
         _harvest_into(folder, name)
     return Corpus(name, (folder / "train.parquet",), (folder / "val.parquet",), manifest_file=folder / _MANIFEST)
 
 
-def _is_whole(folder: Path) -> bool:
-    manifest = files.read_json(folder / _MANIFEST)
-    return manifest is not None and manifest["recipe"] == _RECIPE and all(
-        (folder / file["name"]).is_file() and (folder / file["name"]).stat().st_size == file["bytes"]
-        for split in manifest["splits"].values() for file in split["files"])
-
-
 def _harvest_into(folder: Path, name: str) -> None:
     """Harvest the built-in corpus `name` into `folder`, atomically."""
+    import pyarrow
+    import pyarrow.parquet
+
     sources = installed(with_packages=name != "pydocs-stdlib")
     documents = harvest(sources, source_code if name == "pysource" else documentation)
     facts = {"recipe": _RECIPE, "python": platform.python_version(), "platform": sys.platform,
              "split": f"by hash of the name, {VALIDATION_SHARE:.0%} validation",
              "sources": [source.facts() for source in sources]}
+    schema = pyarrow.schema([("name", pyarrow.string()), ("text", pyarrow.string())])
     with files.write_folder(folder) as part:
         for split in SPLITS:
-            chosen = [document for document in documents if in_validation(document.name) == (split == "val")]
-            _write_parquet(part / f"{split}.parquet", chosen)
+            chosen = [vars(document) for document in documents if in_validation(document.name) == (split == "val")]
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(chosen, schema), part / f"{split}.parquet",
+                                        compression="zstd", row_group_size=1024)
         corpus = Corpus(name, (part / "train.parquet",), (part / "val.parquet",), facts)
         files.write_json(part / _MANIFEST, corpus.manifest)
 
@@ -90,7 +86,7 @@ class Source:
         if self.package is None:
             return {"name": "python", "version": platform.python_version(), "licence": "PSF-2.0"}
         try:
-            about = metadata.metadata(PACKAGES[self.package])
+            about = metadata.metadata("pillow" if self.package == "PIL" else self.package)
         except metadata.PackageNotFoundError:    # put on the path by hand
             return {"name": self.package, "version": "not stated", "licence": "not stated"}
         classifiers = [line.split(" :: ")[-1] for line in about.get_all("Classifier") or [] if "License ::" in line]
@@ -108,51 +104,47 @@ def installed(with_packages: bool) -> list[Source]:
     return sources
 
 
-Module = tuple[str, Path]    # name, file
 Entries = list[tuple[str, str]]    # heading, text
-Reader = Callable[[Module], Entries]
 
 
-def harvest(sources: Iterable[Source], reader: Reader, processes: int | None = None) -> list[Document]:
+def harvest(sources: Iterable[Source], reader: Callable[[Path], Entries], processes: int | None = None
+            ) -> list[Document]:
     """One document a module, read in parallel, without repeated paragraphs and duplicate documents.
 
-    `reader` turns a module into headings and texts; `processes` is one a core by default.  Documents are sorted by a
+    `reader` turns a file into headings and texts; `processes` is one a core by default.  Documents are sorted by a
     hash of their names, so that the first part of the corpus is a fair sample, and don't depend on `processes`.
     """
+    from joblib import Parallel, delayed
+    from joblib.externals.loky import get_reusable_executor
+
     modules = [module for source in sources for module in source.modules()]
+    workers = processes or (hardware.cores() if len(modules) >= 100 else 1)
+    try:
+        found = Parallel(n_jobs=workers)(delayed(reader)(file) for _, file in modules)
+    finally:
+        if workers > 1:
+            get_reusable_executor().shutdown(wait=True)
     seen: set[bytes] = set()
-    documents = {}
-    for (name, _), entries in zip(modules, _parallel(reader, modules, processes), strict=True):
-        text = "\n\n".join(_unrepeated(entries, seen) if reader is documentation else [text for _, text in entries])
-        if text and name not in documents:
-            documents[name] = text
+    documents: dict[str, str] = {}
+    for (name, _), entries in zip(modules, found, strict=True):
+        text = "".join(text for _, text in entries)
+        if reader is documentation:
+            parts = _unrepeated(entries, seen)
+            text = "\n\n".join([name, *parts]) if parts else ""
+        if text:
+            documents.setdefault(name, text)
     unique = {digest(text): Document(name, text) for name, text in reversed(documents.items())}
     return sorted(unique.values(), key=lambda document: digest(document.name))
 
 
-def _parallel(reader: Reader, modules: list[Module], processes: int | None) -> Iterator[Entries]:
-    """What `reader` makes of each module, in order; the worker processes are gone at the end."""
-    from joblib import Parallel, delayed
-    from joblib.externals.loky import get_reusable_executor
-
-    workers = processes or (hardware.cores() if len(modules) >= 100 else 1)
-    try:
-        yield from Parallel(n_jobs=workers, return_as="generator")(delayed(reader)(module) for module in modules)
-    finally:
-        if workers > 1:
-            get_reusable_executor().shutdown(wait=True)
-
-
-def documentation(module: Module) -> Entries:
+def documentation(file: Path) -> Entries:
     """Headings and docstrings of a module, its classes and its functions; none for a file that Python can't parse."""
-    name, path = module
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")    # about invalid escapes in other people's code
-            found = _docstrings(ast.parse(path.read_bytes()), "")
+            return _docstrings(ast.parse(file.read_bytes()), "")
     except (SyntaxError, ValueError, RecursionError, MemoryError, OSError):    # the middle two: nested too deeply
         return []
-    return [(name, ""), *found] if found else []
 
 
 def _docstrings(node: Any, prefix: str) -> Entries:
@@ -176,10 +168,10 @@ def _heading(node: Any, prefix: str) -> str:
     return plain(f"{prefix}{node.name}({ast.unparse(node.args)})")
 
 
-def source_code(module: Module) -> Entries:
+def source_code(file: Path) -> Entries:
     """The whole file of a module; nothing for a file that is not UTF-8."""
     try:
-        return [(module[0], module[1].read_text(encoding="utf-8"))]
+        return [("", file.read_text(encoding="utf-8"))]
     except (UnicodeDecodeError, OSError):
         return []
 
@@ -188,27 +180,12 @@ def _unrepeated(entries: Entries, seen: set[bytes]) -> list[str]:
     """The parts of a document, without paragraphs in `seen` and headings whose whole text was; adds to `seen`."""
     parts = []
     for heading, text in entries:
-        kept = [paragraph for paragraph in text.split("\n\n") if paragraph.strip() and _new(paragraph, seen)]
+        kept = []
+        for paragraph in text.split("\n\n"):
+            words = " ".join(paragraph.split())
+            if words and (len(words) < _REPEATED_CHARS or digest(words) not in seen):
+                kept.append(paragraph)
+            seen.add(digest(words))
         if kept:
             parts += [heading, *kept] if heading else kept
-        elif not text:
-            parts.append(heading)
-    return parts if len(parts) > 1 else []
-
-
-def _new(paragraph: str, seen: set[bytes]) -> bool:
-    key = " ".join(paragraph.split())
-    if len(key) < _REPEATED_CHARS:
-        return True
-    size = len(seen)
-    seen.add(digest(key))
-    return len(seen) > size
-
-
-def _write_parquet(path: Path, documents: list[Document]) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    columns = {"name": [document.name for document in documents], "text": [document.text for document in documents]}
-    schema = pyarrow.schema([("name", pyarrow.string()), ("text", pyarrow.string())])
-    pyarrow.parquet.write_table(pyarrow.table(columns, schema=schema), path, compression="zstd", row_group_size=1024)
+    return parts

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, NoReturn
+from typing import Any
 
 from tinylib.checks import UserError
 
@@ -43,14 +43,14 @@ def find(folder: Path) -> tuple[list[Path], int]:
 
     Hidden files and folders don't count.  Links are followed, but no folder is visited twice.
     """
-    files, seen = [], set()
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if os.path.realpath(root) in seen:
-            folders.clear()
-            continue
-        seen.add(os.path.realpath(root))
-        files += [Path(root, name) for name in names if not name.startswith(".")]
+    files, seen, folders = [], set(), [folder]
+    while folders:
+        here = folders.pop()
+        if here.resolve() not in seen:
+            seen.add(here.resolve())
+            visible = sorted((path for path in here.iterdir() if not path.name.startswith(".")), reverse=True)
+            folders += filter(Path.is_dir, visible)
+            files += itertools.filterfalse(Path.is_dir, visible)
     found = sorted(filter(kind, files))
     return found, len(files) - len(found)
 
@@ -70,7 +70,7 @@ def read(path: Path, column: str = "text") -> Iterator[Document]:
         yield from (document for document in reader(path, column) if document.text)
     except PermissionError:
         raise
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{path} is no whole {kind(path)} file ({reason}): fetch or write it again") from error
 
@@ -84,38 +84,27 @@ def plain(text: str) -> str:
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _raise(error: OSError) -> NoReturn:
-    raise error
-
-
 def _read_parquet(path: Path, column: str) -> Iterator[Document]:
     import pyarrow.parquet
 
     # Without a buffer, the whole column of a row group, which may be the whole file, would be read at once.
     with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
-        types = {field.name: field.type for field in file.schema_arrow}
-        if not _is_text(types.get(column)):
-            there = ", ".join(f"{name} ({type})" for name, type in types.items())
+        texts = {field.name for field in file.schema_arrow if _is_text(field.type)}
+        if column not in texts:
+            there = ", ".join(f"{field.name} ({field.type})" for field in file.schema_arrow)
             raise UserError(f"column={column!r} of {path} is no column of text: its columns are {there}")
-        columns = [column, "name"] if column != "name" and _is_text(types.get("name")) else [column]
+        columns = [column, "name"] if "name" in texts - {column} else [column]
         row = 0
         for batch in file.iter_batches(batch_size=_ROWS, columns=columns):
-            try:
-                texts, *names = (batch.column(name).to_pylist() for name in columns)
-            except UnicodeDecodeError as error:
-                raise UserError(f"rows {row + 1} to {row + len(batch)} of {path} hold text that is not UTF-8 "
-                                f"({error.reason}): write the file again") from error
-            for text, *name in zip(texts, *names, strict=True):
+            for text, *name in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
                 row += 1
                 yield Document(next(filter(None, name), f"{path.name}:{row}"), text or "")
 
 
 def _is_text(type: Any) -> bool:
-    """Whether a pyarrow type is that of strings, in any storage; None, for no column, is not."""
+    """Whether a pyarrow type is that of strings, in any storage."""
     from pyarrow import types
 
-    if type is None:
-        return False
     stored = type.value_type if types.is_dictionary(type) else type
     return types.is_string(stored) or types.is_large_string(stored) or types.is_string_view(stored)
 

@@ -17,7 +17,6 @@ VALIDATION_SHARE = 0.04
 """Share of the documents that a hash puts into validation."""
 BY_HASH = f"by hash of the text, {VALIDATION_SHARE:.0%} validation"
 
-Words = tuple[str, ...]
 _MEANING = {"train": "train", "training": "train", **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
             **dict.fromkeys(("test", "testing", "eval", "evaluation", "holdout", "heldout"), "test")}
 _NEUTRAL = {"of", "set", "split", "part", "shard", "file", "data", "dataset", "corpus", "text", "texts", "documents",
@@ -65,12 +64,12 @@ def _splits(files: list[str]) -> dict[str, set[str]]:
     found = {}
     for file in files:
         parts = [words[part] for part in PurePosixPath(file).parts]
-        sure: set[str] = set().union(*(_told(some, shared[_rest(some)] > 1) for some in parts))
-        found[file] = sure or set().union(*(_told(some, trains) for some in parts)) or {"train"}
+        sure = {split for some in parts for split in _told(some, shared[_rest(some)] > 1)}
+        found[file] = sure or {split for some in parts for split in _told(some, trains)} or {"train"}
     return found
 
 
-def _words(name: str) -> Words:
+def _words(name: str) -> tuple[str, ...]:
     """The words of a file's or folder's name that can matter, in lower case.
 
     >>> _words("C4-Held_Out.00000-of-00008.json.gz"), _words("test-00000-of-00001-a09b74b3ef9c3b56.parquet")
@@ -81,13 +80,13 @@ def _words(name: str) -> Words:
     return tuple(word for word in re.findall(r"[^\W\d_]+", name) if word not in _NEUTRAL)
 
 
-def _rest(words: Words) -> Words:
+def _rest(words: tuple[str, ...]) -> tuple[str, ...]:
     """`words` without those at either end that tell a split."""
     start, end = words[:1] and words[0] in _MEANING, words[1:] and words[-1] in _MEANING
     return words[bool(start):len(words) - bool(end)]
 
 
-def _told(words: Words, first_counts: bool) -> set[str]:
+def _told(words: tuple[str, ...], first_counts: bool) -> set[str]:
     """The splits that one name tells; its first word counts by itself only if `first_counts`."""
     if not set(words) <= set(_MEANING):
         words = words[-1:] + (words[:1] if first_counts or words[-1] in _MEANING else ())
@@ -103,13 +102,9 @@ def tells_split(name: str) -> bool:
     return set() < set(_words(name)) <= set(_MEANING)
 
 
-def shorten(names: list[str], most: int = 3) -> str:
-    """The first names, and how many there are if that's more.
-
-    >>> shorten(["a", "b", "c"], 2)
-    'a, b … 3 in all'
-    """
-    return ", ".join(names[:most]) + (f" … {len(names)} in all" if len(names) > most else "")
+def shorten(names: list[str]) -> str:
+    """The first names, and how many there are if that's more: `a, b, c … 9 in all`."""
+    return ", ".join(names[:3]) + (f" … {len(names)} in all" if len(names) > 3 else "")
 
 
 def in_validation(key: str) -> bool:

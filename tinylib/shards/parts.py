@@ -32,8 +32,7 @@ def write_part(file: Path, texts: list[str], tokenizer: Tokenizer, dtype: np.dty
 
     The ids of a text begin with BOS.
     """
-    bos = np.array([tokenizer.bos])
-    ids = [np.concatenate([bos, tokenizer.encode_array(text)], dtype=dtype, casting="unsafe") for text in texts]
+    ids = [np.array([tokenizer.bos, *tokenizer.encode(text)], dtype=dtype) for text in texts]
     content = io.BytesIO()
     np.savez(content, counts=[len(of_text) for of_text in ids], tokens=np.concatenate(ids))
     files.write_bytes(file, content.getvalue())

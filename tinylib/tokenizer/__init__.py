@@ -1,27 +1,13 @@
 """Byte-level BPE tokenizer: trained with rustbpe, encoding with tiktoken, saved as readable JSON; what it costs.
 
-Two rules hold in training and in encoding:
-
-- A lone surrogate is not text: UserError, with its place.
-- A run of characters may have any length.  On a long run of whitespace the pattern's look-ahead overflows the stacks of
-  tiktoken and rustbpe, so `pretokenize` gives them parts that need none; the words are the same.
-
-`vocabulary` holds the tokenizer, `report` measures it on texts.
+A lone surrogate is not text: UserError, with its place.  A run of characters may have any length.  On a long run of
+whitespace the pattern's look-ahead overflows the stacks of tiktoken and rustbpe, so `pretokenize` gives them parts that
+need none; the words are the same.
 """
 
-from tinylib.tokenizer.pretokenize import PATTERN, batch_texts, to_utf8, words
-from tinylib.tokenizer.report import (
-    VOCAB_SIZES,
-    Curve,
-    Decision,
-    Report,
-    by_kind,
-    compression,
-    curve,
-    known_encodings,
-    report,
-)
+from tinylib.tokenizer.pretokenize import PATTERN, batch_texts, words
+from tinylib.tokenizer.report import Curve, Decision, by_kind, compression, curve, known_encodings, report
 from tinylib.tokenizer.vocabulary import SPECIAL_TOKENS, Tokenizer
 
-__all__ = ["PATTERN", "SPECIAL_TOKENS", "VOCAB_SIZES", "Curve", "Decision", "Report", "Tokenizer", "batch_texts",
-           "by_kind", "compression", "curve", "known_encodings", "report", "to_utf8", "words"]
+__all__ = ["PATTERN", "SPECIAL_TOKENS", "Curve", "Decision", "Tokenizer", "batch_texts", "by_kind", "compression",
+           "curve", "known_encodings", "report", "words"]

@@ -1,8 +1,4 @@
-"""Pretokenization: the pattern that cuts text into words before BPE, and splits of the text that don't change them.
-
-`split_at_blanks` makes parts in which a faster pattern finds the same words, `split_long` makes parts of a long text
-that bound memory, `batch_texts` groups whole texts.
-"""
+"""Pretokenization: the pattern that cuts text into words before BPE, and a split in which a faster one finds them."""
 
 from __future__ import annotations
 
@@ -31,8 +27,6 @@ _BLANKS = "\t\x0b\x0c\x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200b))) 
 """`\\s` of the regular expressions of tiktoken and rustbpe, without space, carriage return and line feed."""
 _BLANK_RUN = re.compile(f"[ {_BLANKS}]{{2,}}+")
 _SPACE_RUN = re.compile("  +")
-_WORD_START = re.compile("(?<=[!-~]) ")
-_LONG = 65_536
 
 
 def words(text: str) -> list[str]:
@@ -62,18 +56,6 @@ def split_at_blanks(text: str) -> list[str]:
     return [text[start:end] for start, end in itertools.pairwise([0, *cuts, len(text)])]
 
 
-def split_long(text: str) -> Iterator[str]:
-    """Parts of about `_LONG` characters, each of which begins where a word begins.
-
-    A space after a printable ASCII character always begins a word; a text without any stays whole.
-    """
-    start = 0
-    while (found := _WORD_START.search(text, start + _LONG)) is not None:
-        yield text[start:found.start()]
-        start = found.start()
-    yield text[start:] if start else text
-
-
 def batch_texts(texts: Iterable[str], characters: int = 4_000_000) -> Iterator[list[str]]:
     """Lists of texts with about `characters` characters together, so that memory doesn't grow with the number of texts.
 
@@ -91,17 +73,11 @@ def batch_texts(texts: Iterable[str], characters: int = 4_000_000) -> Iterator[l
         yield batch
 
 
-def to_utf8(text: str) -> bytes:
-    """`text` in UTF-8; UserError for a lone surrogate, which no encoding has."""
+def check_text(text: str) -> str:
+    """`text`; UserError for a lone surrogate, which UTF-8 can't encode."""
     try:
-        return text.encode()
+        text.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"text holds the lone surrogate {text[error.start]!a} at character {error.start}, which is no "
                         "character: read the file with errors='replace', or drop it") from None
-
-
-def check_text(text: str) -> str:
-    """`text`; UserError for a lone surrogate."""
-    if not text.isascii():
-        to_utf8(text)
     return text

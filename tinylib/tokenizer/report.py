@@ -7,16 +7,14 @@ import itertools
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinylib import checks, hardware
 from tinylib.checks import UserError
 from tinylib.config import GPTConfig
-from tinylib.sizing.counts import Shapes, flops_per_token
-from tinylib.tokenizer.pretokenize import batch_texts, to_utf8
+from tinylib.sizing.counts import Shapes, flops_per_token, parameters
+from tinylib.tokenizer.pretokenize import batch_texts
 from tinylib.tokenizer.vocabulary import Tokenizer
 
 if TYPE_CHECKING:
@@ -26,12 +24,14 @@ if TYPE_CHECKING:
 
 VOCAB_SIZES = tuple(2**power for power in range(10, 17))
 """From 1K to 64K."""
-GPT_ENCODINGS = {"GPT-2": "gpt2", "GPT-4": "cl100k_base"}
-"""Model -> name of its encoding in tiktoken."""
 _STORE = "https://openaipublic.blob.core.windows.net"
-_FILES = {"gpt2": [f"{_STORE}/gpt-2/encodings/main/vocab.bpe", f"{_STORE}/gpt-2/encodings/main/encoder.json"],
-          "cl100k_base": [f"{_STORE}/encodings/cl100k_base.tiktoken"]}
-"""The files that tiktoken downloads for an encoding.  Source: tiktoken, `tiktoken_ext/openai_public.py`."""
+_ENCODINGS = {"GPT-2": ("gpt2", f"{_STORE}/gpt-2/encodings/main/vocab.bpe",
+                        f"{_STORE}/gpt-2/encodings/main/encoder.json"),
+              "GPT-4": ("cl100k_base", f"{_STORE}/encodings/cl100k_base.tiktoken")}
+"""Model -> name of its encoding in tiktoken, and the files of it that tiktoken downloads.
+
+Source: tiktoken, `tiktoken_ext/openai_public.py`.
+"""
 
 
 def compression(tokenizer: Tokenizer | tiktoken.Encoding, texts: Iterable[str]) -> dict[str, float]:
@@ -45,41 +45,34 @@ def compression(tokenizer: Tokenizer | tiktoken.Encoding, texts: Iterable[str]) 
     for batch in batch_texts(texts):
         total["documents"] += len(batch)
         total["characters"] += sum(map(len, batch))
-        total["bytes"] += sum(len(to_utf8(text)) for text in batch)
         total["tokens"] += sum(_lengths(tokenizer, batch))
+        total["bytes"] += sum(len(text.encode()) for text in batch)
     tokens = max(total["tokens"], 1)
     return total | {"characters_per_token": total["characters"] / tokens, "bytes_per_token": total["bytes"] / tokens}
 
 
 def _lengths(tokenizer: Tokenizer | tiktoken.Encoding, texts: Sequence[str]) -> list[int]:
     """Number of tokens of each text; names of special tokens are plain text."""
-    if isinstance(tokenizer, Tokenizer):
-        return [len(ids) for ids in tokenizer.encode_batch(texts)]
-    with ThreadPoolExecutor(hardware.cores()) as pool:
-        return [len(ids) for ids in pool.map(tokenizer.encode_ordinary, texts)]
-
-
-def _vocab_size(tokenizer: Tokenizer | tiktoken.Encoding) -> int:
-    return tokenizer.vocab_size if isinstance(tokenizer, Tokenizer) else tokenizer.n_vocab
+    encode = tokenizer.encode_batch if isinstance(tokenizer, Tokenizer) else tokenizer.encode_ordinary_batch
+    return list(map(len, encode(texts)))
 
 
 def known_encodings() -> tuple[dict[str, tiktoken.Encoding], str]:
     """The encodings of GPT-2 and GPT-4 that are in tiktoken's cache, and a note on the missing ones; no network."""
     import tiktoken
 
-    found = {model: tiktoken.get_encoding(name) for model, name in GPT_ENCODINGS.items() if _in_cache(name)}
-    missing = [model for model in GPT_ENCODINGS if model not in found]
-    calls = "; ".join(f"tiktoken.get_encoding({GPT_ENCODINGS[model]!r})" for model in missing)
-    note = (f"no comparison with {' and '.join(missing)}, not in tiktoken's cache: with a network, fetch it by "
-            f'python -c "import tiktoken; {calls}"')
-    return found, note if missing else ""
-
-
-def _in_cache(name: str) -> bool:
-    """Whether every file of an encoding is in tiktoken's cache.  Source: tiktoken, `load.py`, `read_file_cached`."""
+    # Source: tiktoken, `load.py`, `read_file_cached`.
     default = Path(tempfile.gettempdir()) / "data-gym-cache"
-    folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", default))
-    return all((Path(folder) / hashlib.sha1(file.encode()).hexdigest()).is_file() for file in _FILES[name])
+    folder = Path(os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", default)))
+    found, missing = {}, {}
+    for model, (name, *addresses) in _ENCODINGS.items():
+        if all((folder / hashlib.sha1(address.encode()).hexdigest()).is_file() for address in addresses):
+            found[model] = tiktoken.get_encoding(name)
+        else:
+            missing[model] = f"tiktoken.get_encoding({name!r})"
+    note = (f"no comparison with {' and '.join(missing)}, not in tiktoken's cache: with a network, fetch it by "
+            f'python -c "import tiktoken; {"; ".join(missing.values())}"')
+    return found, note if missing else ""
 
 
 def by_kind(tokenizers: Mapping[str, Tokenizer | tiktoken.Encoding], texts: Mapping[str, Iterable[str]]
@@ -96,8 +89,9 @@ def by_kind(tokenizers: Mapping[str, Tokenizer | tiktoken.Encoding], texts: Mapp
     rows = []
     for kind, some in texts.items():
         documents = list(some)
-        rows += [{"kind": kind, "tokenizer": name, "vocab_size": _vocab_size(tokenizer)}
-                 | compression(tokenizer, documents) for name, tokenizer in tokenizers.items()]
+        for name, tokenizer in tokenizers.items():
+            vocab_size = tokenizer.vocab_size if isinstance(tokenizer, Tokenizer) else tokenizer.n_vocab
+            rows.append({"kind": kind, "tokenizer": name, "vocab_size": vocab_size} | compression(tokenizer, documents))
     return pd.DataFrame(rows)
 
 
@@ -146,29 +140,27 @@ class Curve:
 
         `tokens` and `flops` are those of training on `text_bytes` of text; `cost` is relative to the cheapest row.
         """
+        import numpy as np
         import pandas as pd
 
-        rows, sizes = {}, self.tokens_VN.sum(1)
-        for vocab_size, tokens in zip(self.vocab_sizes, sizes, strict=True):
-            covers = float(self.bytes_N.sum() / tokens)
-            context = round(self._reach(config) / covers)
-            tables = (1 if config.tied else 2) * vocab_size * config.dim
-            token = flops_per_token(Shapes(config.depth, config.dim, vocab_size, seq_len=context))
-            rows[vocab_size] = {
-                "characters_per_token": float(self.characters_N.sum() / tokens), "bytes_per_token": covers,
-                "embedding_parameters": tables, "embedding_percent": 100 * tables / (tables + _blocks(config)),
-                "context": context, "tokens": text_bytes / covers, "flops_per_token": token,
-                "flops": token * text_bytes / covers}
-        table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("vocab_size")
-        return table.assign(cost=table["flops"] / table["flops"].min())
+        tokens_V = self.tokens_VN.sum(1)
+        covers_V = self.bytes_N.sum() / tokens_V
+        context_V = np.round(self._reach(config) / covers_V).astype(int)
+        shapes = Shapes(config.depth, config.dim, np.array(self.vocab_sizes), seq_len=context_V, tied=config.tied)
+        count, token_V = parameters(shapes), flops_per_token(shapes)
+        tables_V, flops_V = count.total - count.blocks, token_V * text_bytes / covers_V
+        return pd.DataFrame({
+            "characters_per_token": self.characters_N.sum() / tokens_V, "bytes_per_token": covers_V,
+            "embedding_parameters": tables_V, "embedding_percent": 100 * tables_V / count.total,
+            "context": context_V, "tokens": text_bytes / covers_V, "flops_per_token": token_V,
+            "flops": flops_V, "cost": flops_V / flops_V.min()}, index=pd.Index(self.vocab_sizes, name="vocab_size"))
 
-    def cheapest(self, config: GPTConfig, resamples: int = 1_000, seed: int = 0) -> Decision:
+    def cheapest(self, config: GPTConfig) -> Decision:
         """The vocabulary with the fewest FLOPs per byte for the blocks of `config`; bootstrap over documents."""
         import numpy as np
 
-        checks.raise_if("Curve.cheapest", [checks.check_int("resamples", resamples)])
-        chance, count = np.random.default_rng(seed), len(self.bytes_N)
-        drawn = (np.bincount(chance.integers(count, size=count), minlength=count) for _ in range(resamples))
+        chance, count = np.random.default_rng(0), len(self.bytes_N)
+        drawn = (np.bincount(chance.integers(count, size=count), minlength=count) for _ in range(1_000))
         per_byte_VR = np.array([self.tokens_VN @ weights_N / (self.bytes_N @ weights_N)
                                 for weights_N in itertools.chain([np.ones(count, int)], drawn)]).T
         octaves = np.log2(self.vocab_sizes[-1] / self.vocab_sizes[0])
@@ -197,10 +189,6 @@ class Curve:
         return config.seq_len * float(self.bytes_per_token(nearest))
 
 
-def _blocks(config: GPTConfig) -> int:
-    return 12 * config.depth * config.dim**2
-
-
 def curve(tokenizer: Tokenizer, texts: Iterable[str], vocab_sizes: Sequence[int] = VOCAB_SIZES) -> Curve:
     """Measure `tokenizer` truncated to `vocab_sizes`, and whole, on `texts`; sizes that it can't fill are left out."""
     import numpy as np
@@ -212,47 +200,28 @@ def curve(tokenizer: Tokenizer, texts: Iterable[str], vocab_sizes: Sequence[int]
                  np.array([len(text.encode()) for text in documents]))
 
 
-@dataclass(frozen=True)
-class Report:
-    """Compression of held-out text by a tokenizer and by others, and the cost of other vocabularies."""
+def report(tokenizer: Tokenizer, training: Iterable[str], held_out: Iterable[str], config: GPTConfig,
+           kinds: Mapping[str, Iterable[str]]) -> tuple[dict[str, Any], str]:
+    """Compression of `held_out` and further `kinds` of text, and the cost of other vocabularies for `config`.
 
-    held_out: dict[str, float]
-    """`compression` of the held-out documents."""
-    kinds: pd.DataFrame
-    vocabularies: pd.DataFrame
-    decision: Decision
-    note: str
-    """Encodings that are missing, and how to fetch them; "" if none is."""
-
-    def __str__(self) -> str:
-        wide = self.kinds.pivot_table(index="kind", columns="tokenizer", sort=False,
-                                      values=["characters_per_token", "bytes_per_token"])
-        thousands = self.vocabularies.assign(
-            **{name: self.vocabularies[name].map("{:,.0f}".format) for name in ("embedding_parameters", "context")},
-            **{name: self.vocabularies[name].map("{:.3g}".format) for name in ("tokens", "flops_per_token", "flops")})
-        texts = [wide.round(2).to_string(), self.note, thousands.round(2).to_string(), str(self.decision)]
-        return "\n\n".join(filter(None, texts))
-
-    def facts(self) -> dict[str, Any]:
-        """The report as a dictionary, for JSON."""
-        return self.held_out | {"kinds": self.kinds.to_dict("records"), "decision": self.decision, "note": self.note,
-                                "vocabularies": self.vocabularies.reset_index().to_dict("records")}
-
-
-def report(tokenizer: Tokenizer, training: Iterable[str], held_out: Iterable[str], config: GPTConfig, *,
-           kinds: Mapping[str, Iterable[str]] | None = None, largest: int = VOCAB_SIZES[-1],
-           max_chars: int = 200_000_000, characters: int = 4_000_000) -> Report:
-    """Measure `tokenizer` on `held_out` and further `kinds` of text, and the cost of other vocabularies for `config`.
-
-    The other vocabularies are trained on `training`, up to `largest` ids or what `max_chars` of it fill; about
-    `characters` of `held_out` are measured.  Raises UserError if `held_out` has no documents; if it is part of
-    `training`, the other vocabularies look too good.
+    Returns facts for JSON and text for people.  The other vocabularies are trained on the first 200 million characters
+    of `training`, and the first 4 million of `held_out` are measured.  Raises UserError if `held_out` has no documents;
+    if it is part of `training`, the other vocabularies look too good.
     """
-    documents = next(batch_texts(held_out, characters), [])
+    documents = next(batch_texts(held_out), [])
     if not documents:
         raise UserError("held_out has no documents: a corpus of a few is too small to be split")
     others, note = known_encodings()
-    family = Tokenizer.train(training, largest, max_chars=max_chars, fewer=True)
+    table = by_kind({"ours": tokenizer, **others}, {"held out": documents, **kinds})
+    family = Tokenizer.train(training, VOCAB_SIZES[-1], max_chars=200_000_000, fewer=True)
     measured = curve(family, documents, (*VOCAB_SIZES, tokenizer.vocab_size))
-    table = by_kind({"ours": tokenizer, **others}, {"held out": documents, **(kinds or {})})
-    return Report(compression(tokenizer, documents), table, measured.table(config), measured.cheapest(config), note)
+    decision, costs = measured.cheapest(config), measured.table(config)
+    rows = table.to_dict("records")
+    facts = rows[0] | {"kinds": rows, "decision": decision, "note": note,
+                       "vocabularies": costs.reset_index().to_dict("records")}
+    wide = table.pivot_table(index="kind", columns="tokenizer", sort=False,
+                             values=["characters_per_token", "bytes_per_token"])
+    formats = dict.fromkeys(("embedding_parameters", "context"), "{:,.0f}".format)
+    formats |= dict.fromkeys(("tokens", "flops_per_token", "flops"), "{:.3g}".format)
+    texts = [wide.round(2).to_string(), note, costs.round(2).to_string(formatters=formats), str(decision)]
+    return facts, "\n\n".join(filter(None, texts))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tinylib import checks, files, hardware
 from tinylib.allocator import frugal
 from tinylib.checks import UserError
-from tinylib.tokenizer.pretokenize import PATTERN, PLAIN, batch_texts, check_text, split_at_blanks, split_long
+from tinylib.tokenizer.pretokenize import PATTERN, PLAIN, batch_texts, check_text, split_at_blanks
 
 if TYPE_CHECKING:
     import os
@@ -27,6 +28,7 @@ SPECIAL_TOKENS = ("<|bos|>", "<|user_start|>", "<|user_end|>", "<|assistant_star
                   "<|python_start|>", "<|python_end|>", "<|output_start|>", "<|output_end|>")
 """nanochat's special tokens; their ids are the last of the vocabulary and no text can produce them."""
 
+_LEAST = 256 + len(SPECIAL_TOKENS)
 _FILE = "vocabulary.json"
 
 
@@ -39,15 +41,11 @@ class Tokenizer:
     (['the', ' ', 't', 'h', 'at'], 'the that')
     """
 
-    def __init__(self, tokens: Sequence[bytes], special_tokens: Sequence[str] = SPECIAL_TOKENS) -> None:
-        missing = {bytes([value]) for value in range(256)}.difference(tokens)
-        if missing:
-            raise UserError(f"tokens lacks {len(missing)} of the 256 single bytes, such as {min(missing)!r}: "
-                            "without them some text has no ids")
-        if len(set(tokens)) != len(tokens):
-            raise UserError("tokens holds the same bytes twice: each id needs bytes of its own")
+    def __init__(self, tokens: Sequence[bytes]) -> None:
+        if len(set(tokens)) != len(tokens) or not {bytes([value]) for value in range(256)} <= set(tokens):
+            raise UserError("tokens must hold each of the 256 single bytes, without which some text has no ids, and "
+                            "nothing twice: train the tokenizer again")
         self.tokens = tuple(tokens)
-        self.special_tokens = tuple(special_tokens)
 
     def __repr__(self) -> str:
         return f"Tokenizer(vocab_size={self.vocab_size}, fingerprint={self.fingerprint!r})"
@@ -57,7 +55,7 @@ class Tokenizer:
               progress: bool = False) -> Tokenizer:
         """Train BPE on the first `max_chars` of `texts` until there are `vocab_size` ids, special tokens included.
 
-        Streams: memory grows with the number of distinct words only.  `progress` shows characters a second and, with
+        Streams: memory doesn't grow with the number of texts.  `progress` shows characters a second and, with
         `max_chars`, the time left.  Raises UserError for a lone surrogate, and where the text can't fill the vocabulary
         unless `fewer` ids are allowed.
 
@@ -67,19 +65,18 @@ class Tokenizer:
         tinylib.checks.UserError: vocab_size=1000 is more than this text can fill, it reached 267: use at most 267, \
 or more text
         """
-        checks.raise_if("Tokenizer.train", [checks.check_int("vocab_size", vocab_size),
-                                         None if max_chars is None else checks.check_int("max_chars", max_chars)])
-        least = 256 + len(SPECIAL_TOKENS)
-        if vocab_size < least:
-            raise UserError(f"vocab_size={vocab_size} has no room for 256 bytes and {len(SPECIAL_TOKENS)} special "
-                            f"tokens: use {least} or more")
+        checks.raise_if("Tokenizer.train", [
+            checks.check_int("vocab_size", vocab_size, _LEAST, why="256 bytes and the special tokens"),
+            None if max_chars is None else checks.check_int("max_chars", max_chars)])
         import rustbpe
+        from tqdm import tqdm
 
         trainer = rustbpe.Tokenizer()
-        with _bar(max_chars, progress) as bar, frugal():
+        with frugal(), tqdm(desc="counting words", total=max_chars, unit=" characters", unit_scale=True,
+                            mininterval=0.5, disable=not progress) as bar:
             trainer.train_from_iterator(_training_text(texts, max_chars, bar), vocab_size - len(SPECIAL_TOKENS),
                                         buffer_size=256, pattern=PLAIN)
-        learned = [bytes(word) for word, _ in sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])]
+        learned = [bytes(word) for word, _ in trainer.get_mergeable_ranks()]
         reached = len(learned) + len(SPECIAL_TOKENS)
         if reached < vocab_size and not fewer:
             raise UserError(f"vocab_size={vocab_size} is more than this text can fill, it reached {reached}: "
@@ -95,22 +92,20 @@ or more text
         >>> Tokenizer.train(text, 268).truncate(266).tokens == Tokenizer.train(text, 266).tokens
         True
         """
-        special = len(self.special_tokens)
-        checks.raise_if("Tokenizer.truncate", [
-            checks.check_int("vocab_size", vocab_size, 256 + special, self.vocab_size)])
-        return Tokenizer(self.tokens[:vocab_size - special], self.special_tokens)
+        checks.raise_if("Tokenizer.truncate", [checks.check_int("vocab_size", vocab_size, _LEAST, self.vocab_size)])
+        return Tokenizer(self.tokens[:vocab_size - len(SPECIAL_TOKENS)])
 
     # Ids
 
     @property
     def vocab_size(self) -> int:
         """Number of ids (V), special tokens included."""
-        return len(self.tokens) + len(self.special_tokens)
+        return len(self.tokens) + len(SPECIAL_TOKENS)
 
     @cached_property
     def special_ids(self) -> dict[str, int]:
         """Special token -> id; the last ids of the vocabulary."""
-        return {name: len(self.tokens) + place for place, name in enumerate(self.special_tokens)}
+        return {name: len(self.tokens) + place for place, name in enumerate(SPECIAL_TOKENS)}
 
     @property
     def bos(self) -> int:
@@ -125,43 +120,26 @@ or more text
         """
         import numpy as np
 
-        return np.array([len(word) for word in self.tokens] + [0] * len(self.special_tokens), dtype=np.int64)
+        return np.array([len(word) for word in self.tokens] + [0] * len(SPECIAL_TOKENS), dtype=np.int64)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of all that decides the ids: pattern, tokens and special tokens.
-
-        The shards' index records it, and `Shards.check_tokenizer` compares it: ids of another tokenizer are other text.
-        """
+        """Hash of all that decides the ids; the shards' index records it, `Shards.check_tokenizer` compares it."""
         return hashlib.sha256(self._to_json().encode()).hexdigest()[:16]
 
     # Encoding
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, none of them special; UserError for a lone surrogate."""
-        encode, parts = self._encoding.encode_ordinary, split_at_blanks(check_text(text))
-        if len(parts) == 1:
-            return encode(text)
-        return list(itertools.chain.from_iterable(map(encode, parts)))
-
-    def encode_array(self, text: str) -> np.ndarray:
-        """The ids of `text` as uint32; a fifth faster than by lists."""
-        import numpy as np
-
-        encode, parts = self._encoding.encode_to_numpy, split_at_blanks(check_text(text))
-        return np.concatenate([encode(part, disallowed_special=()) for part in parts])
+        parts = map(self._encoding.encode_ordinary, split_at_blanks(check_text(text)))
+        return list(itertools.chain.from_iterable(parts))
 
     def encode_batch(self, texts: Iterable[str], threads: int | None = None) -> list[list[int]]:
         """The ids of each text, encoded in `threads` threads (by default one a core)."""
-        threads = threads or hardware.cores()
-        if threads == 1:
-            return self._encode_all(texts)
-        with ThreadPoolExecutor(threads) as pool:    # in batches: handing over one text costs as much as encoding it
-            batches = pool.map(self._encode_all, batch_texts(texts, characters=100_000))
+        with ThreadPoolExecutor(threads or hardware.cores()) as pool:
+            # In batches, because handing over one text costs as much as encoding it.
+            batches = pool.map(lambda some: list(map(self.encode, some)), batch_texts(texts, characters=100_000))
             return list(itertools.chain.from_iterable(batches))
-
-    def _encode_all(self, texts: Iterable[str]) -> list[list[int]]:
-        return [self.encode(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; invalid UTF-8 becomes U+FFFD, special tokens their names."""
@@ -169,16 +147,11 @@ or more text
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of `ids`; UserError for an id outside the vocabulary."""
-        parts = []
-        for number in ids:
+        numbers = [int(number) for number in ids]
+        for number in numbers:
             if not 0 <= number < self.vocab_size:
-                raise UserError(f"id={int(number)} is not in this vocabulary: ids go from 0 to {self.vocab_size - 1}")
-            parts.append(self._table[int(number)])
-        return b"".join(parts)
-
-    @cached_property
-    def _table(self) -> tuple[bytes, ...]:
-        return self.tokens + tuple(name.encode() for name in self.special_tokens)
+                raise UserError(f"id={number} is not in this vocabulary: ids go from 0 to {self.vocab_size - 1}")
+        return self._encoding.decode_bytes(numbers)
 
     @cached_property
     def _encoding(self) -> tiktoken.Encoding:
@@ -201,17 +174,15 @@ or more text
         if not path.is_file():
             raise FileNotFoundError(f"no tokenizer in {folder}: run notebook 02, or python -m tinylib tokenize train")
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content.get("version") != 1:
-            raise UserError(f"version={content.get('version')!r} in {path} is not 1: train the tokenizer again")
-        tokens = [word.encode("utf-8", "surrogateescape") for word in content["tokens"]]
-        if content["pattern"] != PATTERN:
-            raise UserError(f"pattern={content['pattern']!r} in {path} is not this library's, so ids would not be "
-                            "those that were learned: train the tokenizer again")
-        return cls(tokens, content["special_tokens"])
+        for name, ours in (("version", 1), ("pattern", PATTERN), ("special_tokens", list(SPECIAL_TOKENS))):
+            if content.get(name) != ours:
+                raise UserError(f"{name}={content.get(name)!r} in {path} is not this library's {ours!r}, so ids would "
+                                "not be those that were learned: train the tokenizer again")
+        return cls([word.encode("utf-8", "surrogateescape") for word in content["tokens"]])
 
     def _to_json(self) -> str:
         # surrogateescape writes a byte of invalid UTF-8, such as half of an é, as \udc80…\udcff: readable and exact.
-        content = {"version": 1, "pattern": PATTERN, "special_tokens": self.special_tokens,
+        content = {"version": 1, "pattern": PATTERN, "special_tokens": SPECIAL_TOKENS,
                    "tokens": [word.decode("utf-8", "surrogateescape") for word in self.tokens]}
         return json.dumps(content, indent=0) + "\n"
 
@@ -221,11 +192,8 @@ or more text
         There, a special token's name in a text becomes its id unless the reader sets `encode_special_tokens = True`,
         which the file can't set.
         """
-        files.write_text(Path(path), json.dumps(self.to_huggingface(), ensure_ascii=False, indent=1) + "\n")
-
-    def to_huggingface(self) -> dict[str, Any]:
-        """The content of `tokenizer.json`."""
-        spelled = [_spell(word) for word in self.tokens]
+        spelling = _spelling()
+        spelled = ["".join(spelling[value] for value in word) for word in self.tokens]
         merges = [[spelled[left], spelled[right]] for left, right in self.merges()]
         vocabulary = {word: number for number, word in enumerate(spelled)} | self.special_ids
         added = [{"id": number, "content": name, "single_word": False, "lstrip": False, "rstrip": False,
@@ -235,9 +203,10 @@ or more text
         model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
                  "vocab": vocabulary, "merges": merges}
-        return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
-                "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-                "post_processor": None, "decoder": byte_level, "model": model}
+        content = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
+                   "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+                   "post_processor": None, "decoder": byte_level, "model": model}
+        files.write_text(Path(path), json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
     def merges(self) -> list[tuple[int, int]]:
         """The pair of ids that each merge joins, in the order in which they were learned.
@@ -251,25 +220,16 @@ or more text
 
 
 def _training_text(texts: Iterable[str], max_chars: int | None, bar: tqdm[Any]) -> Iterator[str]:
-    """The first `max_chars` of `texts` in short parts, whose words the trainer counts."""
-    left = max_chars
+    """The first `max_chars` of `texts` in parts, whose words the trainer counts."""
+    left = max_chars or sys.maxsize
     for text in texts:
-        if left is not None:
-            text = text[:left]
-            left -= len(text)
-        for part in split_long(check_text(text)):
-            yield from split_at_blanks(part)
+        text = text[:left]
+        yield from split_at_blanks(check_text(text))
         bar.update(len(text))
+        left -= len(text)
         if left == 0:
             break
     bar.set_description("merging pairs")
-
-
-def _bar(max_chars: int | None, progress: bool) -> tqdm[Any]:
-    from tqdm import tqdm
-
-    return tqdm(desc="counting words", total=max_chars, unit=" characters", unit_scale=True, mininterval=0.5,
-                disable=not progress)
 
 
 def _parents(word: bytes, ranks: dict[bytes, int]) -> tuple[int, int]:
@@ -278,29 +238,18 @@ def _parents(word: bytes, ranks: dict[bytes, int]) -> tuple[int, int]:
     while len(parts) > 2:
         joined = [ranks.get(left + right, len(ranks)) for left, right in itertools.pairwise(parts)]
         best = min(range(len(joined)), key=joined.__getitem__)
-        if joined[best] >= ranks[word]:
-            raise UserError(f"word {word!r} can't be reached by merges of earlier words")
         parts[best:best + 2] = [parts[best] + parts[best + 1]]
     return ranks[parts[0]], ranks[parts[1]]
 
 
-def _spell(word: bytes) -> str:
-    """`word` with every byte as one printable character, as in GPT-2's and `tokenizers`' JSON.
-
-    >>> _spell(" é".encode())
-    'ĠÃ©'
-    """
-    return "".join(_SPELLING[value] for value in word)
-
-
 def _spelling() -> list[str]:
     """Byte -> character: printable Latin-1 as itself, other bytes as U+0100 and the following.
+
+    >>> "".join(_spelling()[value] for value in " é".encode())
+    'ĠÃ©'
 
     Source: GPT-2, `encoder.py`, `bytes_to_unicode`.
     """
     plain = {*range(33, 127), *range(161, 173), *range(174, 256)}
     moved = itertools.count(256)
     return [chr(value if value in plain else next(moved)) for value in range(256)]
-
-
-_SPELLING = _spelling()
