@@ -7,18 +7,13 @@ import re
 from dataclasses import replace
 
 import pytest
+from helpers import problems
 
 from tinylib import sizing
 from tinylib.config import PRESETS, ConfigError
 from tinylib.hardware import ACCELERATORS
 
 GOLDILOCKS, D32 = PRESETS["goldilocks"], PRESETS["nanochat-d32"]
-
-
-def problems(function, *arguments, **keywords) -> list[str]:
-    with pytest.raises(ConfigError) as error:
-        function(*arguments, **keywords)
-    return error.value.problems
 
 
 def test_plan_batch_is_exact_or_names_the_nearest_totals():

@@ -198,7 +198,8 @@ def test_the_plane_marks_its_shapes_and_the_other_exact_thirds():
 
 
 def test_memory_bars_end_at_the_peak():
-    cases = {"chunked": sizing.memory(GOLDILOCKS, 8), "update": sizing.memory(GOLDILOCKS, 1, context=16, rows=16)}
+    cases = {"chunked": sizing.memory(GOLDILOCKS, 8),
+             "update": sizing.memory(replace(GOLDILOCKS, seq_len=16), 1, rows=16)}
     cases["naive"] = replace(cases["chunked"], loss=sizing.loss_bytes(GOLDILOCKS, 8))
     cases["again"] = sizing.memory(GOLDILOCKS, 32, recompute=True)
     update, naive, again = cases["update"], cases["naive"], cases["again"]

@@ -29,7 +29,7 @@ def memory_parts(cases: Mapping[str, Memory], device: str | None = None) -> Figu
     device not in ACCELERATORS.
 
     >>> from tinylib import config, sizing
-    >>> memory_parts({"micro": sizing.memory(config.PRESETS["micro"], 8, context=256)}).axes[0].get_xlabel()
+    >>> memory_parts({"micro": sizing.memory(config.PRESETS["micro"], 1)}).axes[0].get_xlabel()
     'memory of one process, MB'
     """
     raise_if("memory_parts", [None if device is None else check_choice("device", device, ACCELERATORS)])

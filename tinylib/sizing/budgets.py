@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from tinylib import checks
@@ -81,7 +81,7 @@ def published() -> pd.DataFrame:
     """
     import pandas as pd
 
-    return pd.DataFrame.from_dict({name: asdict(run) for name, run in PUBLISHED.items()}, orient="index")
+    return pd.DataFrame(PUBLISHED.values(), index=PUBLISHED)
 
 
 @dataclass(frozen=True)

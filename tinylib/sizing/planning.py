@@ -231,12 +231,12 @@ def plan(config: GPTConfig, tokens: int | None = None, budget: str = "all", tota
     (71680, 8, 4, '1.57 s, 4.540e+20 FLOPs')
     """
     share = ASSUMED_MFU if mfu is None else mfu
-    counts = {"tokens": tokens, "total_batch_size": total_batch_size, "device_batch_size": device_batch_size,
-              "nproc_per_node": nproc_per_node, "nnodes": nnodes}
-    optional = ("tokens", "device_batch_size")
+    counts = {"total_batch_size": total_batch_size, "nproc_per_node": nproc_per_node, "nnodes": nnodes}
+    optional = {"tokens": tokens, "device_batch_size": device_batch_size}
+    counts |= {name: value for name, value in optional.items() if value is not None}
     checks.raise_if("plan", [
         checks.check_choice("device", device, ACCELERATORS), checks.check_choice("budget", budget, BUDGETS),
-        *(checks.check_int(name, value) for name, value in counts.items() if value is not None or name not in optional),
+        *(checks.check_int(name, value) for name, value in counts.items()),
         checks.check_float("mfu", share, 0, 1, above=True), checks.check_choice("recompute", recompute, (True, False)),
         checks.check_float("characters_per_token", characters_per_token, 0, above=True),
         None if usd_per_device_hour is None else checks.check_float("usd_per_device_hour", usd_per_device_hour, 0)])
@@ -279,12 +279,11 @@ def plans(config: GPTConfig, devices: Sequence[str] = tuple(ACCELERATORS), nproc
     checks.raise_if("plans", [checks.check_choice("devices", device, ACCELERATORS) for device in devices])
     rows, least = {}, settings.get("device_batch_size") or 1
     for device in devices:
-        known = ACCELERATORS[device]
-        fits = [again for again in (False, True) if largest_batch(config, known.memory_bytes, recompute=again) >= least]
-        facts: dict[str, Any] = {"micro-batch": "does not fit"}
-        if fits:
+        known, facts = ACCELERATORS[device], {"micro-batch": "does not fit"}
+        again = largest_batch(config, known.memory_bytes) < least
+        if largest_batch(config, known.memory_bytes, again) >= least:
             made = plan(config, nproc_per_node=nproc_per_node, nnodes=nnodes, device=device,
-                        **settings | {"recompute": fits[0]})
+                        **settings | {"recompute": again})
             facts = {"micro-batch": f"{made.device_batch_size}" + " (recomputing)" * made.recompute,
                      "accumulation": made.accumulation_steps, "MFU, %": 100 * made.mfu, "step, s": made.step_s,
                      "hours": made.train_s / 3600, "USD": made.cost_usd}
