@@ -231,9 +231,9 @@ def plan(config: GPTConfig, tokens: int | None = None, budget: str = "all", tota
     (71680, 8, 4, '1.57 s, 4.540e+20 FLOPs')
     """
     share = ASSUMED_MFU if mfu is None else mfu
-    counts = {"total_batch_size": total_batch_size, "nproc_per_node": nproc_per_node, "nnodes": nnodes}
-    optional = {"tokens": tokens, "device_batch_size": device_batch_size}
-    counts |= {name: value for name, value in optional.items() if value is not None}
+    counts = {"tokens": 1 if tokens is None else tokens, "total_batch_size": total_batch_size,
+              "device_batch_size": 1 if device_batch_size is None else device_batch_size,
+              "nproc_per_node": nproc_per_node, "nnodes": nnodes}
     checks.raise_if("plan", [
         checks.check_choice("device", device, ACCELERATORS), checks.check_choice("budget", budget, BUDGETS),
         *(checks.check_int(name, value) for name, value in counts.items()),
