@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 ASSUMED_MFU = 0.4
 """Share of peak FLOP/s of a plan that is not given one: an assumption, not a measurement."""
-CHARACTERS_PER_TEXT_SHARD = 250e6
-"""nanochat's text shards, about 100 MB compressed each."""
 NETWORK = 50e9
 """Bytes a second between machines, per device: an assumption, 400 Gb/s InfiniBand as in an NVIDIA DGX H100, where all
 devices of a machine send at once."""
@@ -90,13 +88,8 @@ class Plan:
 
     @property
     def text_shards(self) -> int:
-        """Shards of 250M characters to download."""
-        return math.ceil(self.characters / CHARACTERS_PER_TEXT_SHARD)
-
-    @property
-    def download_bytes(self) -> float:
-        """Compressed size of the text shards."""
-        return self.text_shards * 100e6
+        """nanochat's text shards to download: 250M characters and, compressed, about 100 MB each."""
+        return math.ceil(self.characters / 250e6)
 
     @property
     def token_bytes(self) -> int:
@@ -159,7 +152,7 @@ class Plan:
         machines = f"{self.nnodes} nodes of " if self.nnodes > 1 else ""
         return pd.Series({
             "tokens": f"{self.tokens:,}", "characters": f"{self.characters:.3g}",
-            "text shards": f"{self.text_shards} ({self.download_bytes / 1e9:.1f} GB compressed)",
+            "text shards": f"{self.text_shards} ({self.text_shards * 0.1:.1f} GB compressed)",
             "tokens on disk": f"{self.token_bytes / 1e9:.2f} GB",
             "steps": f"{self.steps:,} × {self.total_batch_size:,} tokens",
             "devices": f"{machines}{self.nproc_per_node} × {self.device}",
