@@ -21,9 +21,6 @@ SCORES = "attention scores"
 """What attention computes without parameters."""
 _COLOURS = PARTS | {SCORES: PALETTE["purple"], "attention matrices": PALETTE["sky"], "MLP": PALETTE["blue"]}
 _IN_LAYERS = ("wte", "attention matrices", "MLP", SCORES, "lm_head")
-_STAYS = ("weights", "gradients", "optimizer")
-_MOMENTS = (("activations", "loss"), ("activations", "recomputed"), ("update",))
-"""Parts of `Memory` that exist at the same time, besides those that stay."""
 _MEMORY: dict[str, str] = {
     "weights": PALETTE["blue"], "gradients": PALETTE["sky"], "optimizer": PALETTE["green"],
     "activations": PALETTE["orange"], "recomputed": PALETTE["red"], "loss": PALETTE["yellow"],
@@ -82,8 +79,8 @@ def layer_profile(config: GPTConfig) -> Figure:
     """
     figure, (above, below) = canvas(rows=2, height_in=4.6, sharex=True)
     table, token, depth = layers(config), flops_by_part(config), config.depth
-    _layer_bars(above, table["parameters"], 0, "0: the same table")
-    _layer_bars(below, table["flops"], 3 * token.attention // depth, "")
+    _layer_bars(above, table["parameters"], depth, 0, "0: the same table")
+    _layer_bars(below, table["flops"], depth, 3 * token.attention // depth, "")
     place, step = _places(depth), -(-depth // 12)
     below.set_xticks(place[[0, *range(1, depth + 1, step), -1]], ["wte", *map(str, range(0, depth, step)), "lm_head"])
     above.set(ylabel="parameters, millions")
@@ -101,35 +98,31 @@ def _places(depth: int) -> np.ndarray:
     return np.array([-gap, *range(depth), depth - 1 + gap])
 
 
-def _layer_bars(axes: Axes, sizes: pd.Series, scores: int, no_head: str) -> None:
+def _layer_bars(axes: Axes, sizes: pd.Series, depth: int, scores: int, no_head: str) -> None:
     """One panel of `layer_profile`, with the shares of both ends and of all blocks; `sizes` is of `sizing.layers`."""
-    blocks = sizes.drop(["wte", "lm_head"]).to_numpy()
-    attention, mlp, depth = blocks[0::2], blocks[1::2], len(blocks) // 2
     first, *inner, last = _places(depth)
-    bottom = np.zeros(depth)
-    for part, height in (("attention matrices", attention - scores), ("MLP", mlp), (SCORES, np.full(depth, scores))):
-        axes.bar(inner, height / 1e6, bottom=bottom / 1e6, color=_COLOURS[part], label=part, edgecolor="white",
+    attention, mlp, block = sizes["block 0 attention"], sizes["block 0 mlp"], 0
+    for part, height in (("attention matrices", attention - scores), ("MLP", mlp), (SCORES, scores)):
+        axes.bar(inner, height / 1e6, bottom=block / 1e6, color=_COLOURS[part], label=part, edgecolor="white",
                  linewidth=0.4)
-        bottom = bottom + height
-    texts = [(np.mean(inner), bottom[0], f"{depth} block{'s' * (depth > 1)}: ", "")]
+        block += height
+    texts = [(np.mean(inner), block, depth * block, f"{depth} block{'s' * (depth > 1)}: ", "")]
     for part, at, nothing in (("wte", first, "0: a look-up"), ("lm_head", last, no_head)):
         axes.bar(at, sizes[part] / 1e6, color=_COLOURS[part], label=part)
-        texts.append((at, sizes[part], "", nothing))
-    whole = sizes.sum()
-    for (at, height, name, nothing), size in zip(texts, (blocks.sum(), sizes["wte"], sizes["lm_head"]), strict=True):
-        axes.annotate(f"{name}{100 * size / whole:.0f} %" if size else nothing, (at, height / 1e6), xytext=(0, 3),
+        texts.append((at, sizes[part], sizes[part], "", nothing))
+    for at, height, size, name, nothing in texts:
+        axes.annotate(f"{name}{100 * size / sizes.sum():.0f} %" if size else nothing, (at, height / 1e6), xytext=(0, 3),
                       textcoords="offset points", ha="center", va="bottom", fontsize=8, rotation=0 if size else 90)
     axes.grid(axis="x", visible=False)
-    axes.set_ylim(0, 1.18 * max(sizes["wte"], sizes["lm_head"], bottom[0]) / 1e6)
+    axes.set_ylim(0, 1.18 * max(sizes["wte"], sizes["lm_head"], block) / 1e6)
 
 
 @style()
 def memory_parts(cases: Mapping[str, Memory], device: str | None = None) -> Figure:
     """Stacked bars of the bytes of a training step by part; with `device`, a line at the memory it is sold with.
 
-    A bar is the peak, `Memory.total`: what stays, and the largest of three moments (activations and loss, activations
-    and what is recomputed, the optimizer's update); the other two moments are not drawn.  Raises ConfigError for a
-    device not in ACCELERATORS.
+    A bar is `Memory.at_peak`: what stays, and the largest of three moments (activations and loss, activations and
+    what is recomputed, the optimizer's update).  Raises ConfigError for a device not in ACCELERATORS.
 
     >>> from tinylib import config, sizing
     >>> memory_parts({"micro": sizing.memory(config.PRESETS["micro"], 1)}).axes[0].get_xlabel()
@@ -139,7 +132,7 @@ def memory_parts(cases: Mapping[str, Memory], device: str | None = None) -> Figu
     room = None if device is None else ACCELERATORS[device].memory_bytes
     figure, axes = canvas(height_in=1.1 + 0.34 * len(cases))
     size, unit = (1e9, "GB") if max(case.total for case in cases.values()) >= 1e9 else (1e6, "MB")
-    parts = {part: [_at_peak(case, part) / size for case in cases.values()] for part in _MEMORY}
+    parts = {part: [case.at_peak.get(part, 0) / size for case in cases.values()] for part in _MEMORY}
     ends = [f"{_digits(case.total / size)} {unit}{', too much' * (room is not None and case.total > room)}"
             for case in cases.values()]
     _stacked_bars(axes, cases, {part: sizes for part, sizes in parts.items() if any(sizes)}, _MEMORY,
@@ -152,12 +145,6 @@ def memory_parts(cases: Mapping[str, Memory], device: str | None = None) -> Figu
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=len(_MEMORY),
                   columnspacing=1.2, handlelength=1.4)
     return figure
-
-
-def _at_peak(case: Memory, part: str) -> int:
-    """Bytes of a part at the peak; 0 for a part of another moment."""
-    largest = max(_MOMENTS, key=lambda moment: sum(getattr(case, one) for one in moment))
-    return getattr(case, part) if part in largest or part in _STAYS else 0
 
 
 def _digits(value: float) -> str:

@@ -133,10 +133,16 @@ class Memory:
     """Recomputed activations and gradients of one layer, after the loss is freed."""
 
     @property
+    def at_peak(self) -> dict[str, int]:
+        """Bytes of the parts that exist at the peak: the permanent ones, and those of the largest of three moments."""
+        moments = ("activations", "loss"), ("activations", "recomputed"), ("update",)
+        largest = max(moments, key=lambda moment: sum(getattr(self, part) for part in moment))
+        return {part: getattr(self, part) for part in ("weights", "gradients", "optimizer", *largest)}
+
+    @property
     def total(self) -> int:
-        """Peak: the permanent parts and the largest of the temporary ones."""
-        temporary = max(self.activations + max(self.loss, self.recomputed), self.update)
-        return self.weights + self.gradients + self.optimizer + temporary
+        """Bytes at the peak."""
+        return sum(self.at_peak.values())
 
 
 def memory(config: GPTConfig, device_batch_size: int, dtype: Precision = "float32", recompute: bool = False,
