@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _DEEPEST, _CONTEXT = 64, 2048
+"""Largest depth, and context in tokens, of the plane."""
 
 
 @style()
