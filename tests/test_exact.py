@@ -180,7 +180,7 @@ def test_resuming_in_float16_keeps_the_loss_scale(run: TrainConfig, monkeypatch:
                          for step in range(1, whole.steps + 1))]
     assert min(later / earlier for earlier, later in pairwise(scales)) == 0.5
     assert max(later / earlier for earlier, later in pairwise(scales)) == 2.0
-    assert RunDirectory(whole.run_dir).metrics()["lr_multiplier"].iloc[0] == 0.0, "the first update is left out"
+    assert RunDirectory(whole.run_dir).metrics()["lr_multiplier"].iloc[1] == 0.0, "the first large gradient overflows"
     for step in (1, 3, 6, 9):
         part = cut(whole, step, Path(f"{whole.run_dir}-{step}"))
         train(part, resume=True)

@@ -196,7 +196,7 @@ def test_bytes():
     assert sizing.weight_bytes(goldilocks) == 150_994_944
     assert sizing.optimizer_bytes(goldilocks) == 4 * (2 * 2 * 12_582_912 + 12_582_912)
     assert sizing.optimizer_bytes(replace(goldilocks, tied=True)) == 4 * (2 * 12_582_912 + 12_582_912)
-    assert sizing.kv_cache_bytes(goldilocks, batch_size=3, context=100) == 2 * 4 * 3 * 100 * 512 * 4
+    assert sizing.kv_cache_bytes(replace(goldilocks, seq_len=100), batch_size=3) == 2 * 4 * 3 * 100 * 512 * 4
 
 
 def test_the_optimizer_s_state_is_as_large_as_said():
@@ -222,8 +222,8 @@ def test_the_largest_batch_is_the_last_that_fits():
 
 def test_bad_input_is_named():
     goldilocks = PRESETS["goldilocks"]
-    for call in (lambda: sizing.kv_cache_bytes(goldilocks, context=0), lambda: sizing.memory(goldilocks, 0),
+    for call in (lambda: sizing.kv_cache_bytes(goldilocks, 0), lambda: sizing.memory(goldilocks, 0),
                  lambda: sizing.activation_bytes(goldilocks, 1, dtype="int8"),
                  lambda: sizing.loss_bytes(goldilocks, 1, rows=0), lambda: sizing.memory(goldilocks, 1, rows=0)):
-        with pytest.raises(ConfigError, match=r"(context|batch_size|dtype|rows)=.*: use "):
+        with pytest.raises(ConfigError, match=r"(batch_size|dtype|rows)=.*: use "):
             call()

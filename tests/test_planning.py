@@ -7,18 +7,13 @@ import re
 from dataclasses import replace
 
 import pytest
+from helpers import problems
 
 from tinylib import sizing
 from tinylib.config import PRESETS, ConfigError
 from tinylib.hardware import ACCELERATORS
 
 GOLDILOCKS, D32 = PRESETS["goldilocks"], PRESETS["nanochat-d32"]
-
-
-def problems(function, *arguments, **keywords) -> list[str]:
-    with pytest.raises(ConfigError) as error:
-        function(*arguments, **keywords)
-    return error.value.problems
 
 
 def test_plan_batch_is_exact_or_names_the_nearest_totals():
@@ -43,7 +38,7 @@ def test_plan_batch_is_exact_or_names_the_nearest_totals():
 def test_plan_reproduces_nanochat_d32():
     plan = sizing.plan(D32, nproc_per_node=8, mfu=0.509, usd_per_device_hour=3)
     assert (plan.steps, plan.accumulation_steps, plan.tokens) == (71_680, 4, 37_580_963_840)
-    assert plan.device_batch_size == plan.largest_batch == 8    # as published: 8 fill 78 of 80 GB, 16 do not fit
+    assert plan.device_batch_size == 8 <= plan.largest_batch < 16    # as published: 8 fill 78 of 80 GB, 16 do not fit
     assert plan.memory.total == pytest.approx(78e9, rel=0.05)    # less than theirs, for our loss holds less
     assert plan.step_s == pytest.approx(1.572, rel=0.02)
     assert plan.flops == pytest.approx(4.539628e20, rel=1e-5)
@@ -58,8 +53,8 @@ def test_plan_reproduces_nanochat_d32():
 def test_plan_of_goldilocks():
     plan = sizing.plan(GOLDILOCKS)
     assert (plan.tokens, plan.steps, plan.text_shards) == (754_974_720, 1440, 15)
-    assert plan.characters == pytest.approx(3.62e9, rel=0.01) and plan.download_bytes == 1.5e9
-    assert plan.token_bytes == 2 * plan.tokens
+    assert plan.characters == pytest.approx(3.62e9, rel=0.01) and plan.token_bytes == 2 * plan.tokens
+    assert plan.table()["text shards"] == "15 (1.5 GB compressed)"
     assert plan.is_assumed and "assumed" in plan.table()["MFU"]
     assert "assumed" not in sizing.plan(GOLDILOCKS, mfu=0.3).table()["MFU"]
     large = sizing.plan(replace(PRESETS["nano"], vocab_size=65_537))
@@ -150,7 +145,7 @@ def test_bad_input_is_named_all_at_once_with_what_would_do():
         assert any(problem.startswith(field) and ": use " in problem for problem in found), field
     assert "H100" in found[0] and "blocks+head" in found[1]
     total, size = problems(sizing.plan, GOLDILOCKS, total_batch_size=500_000, device_batch_size=999)
-    assert ": use 2045952" in total and "use at most 410 or recompute" in size
+    assert ": use 2045952" in total and "use at most 466 or recompute" in size
     assert "use another device" in problems(sizing.plan, D32, device="RTX 4090")[0]
     assert [problem.split(" ")[0] for problem in problems(sizing.plans, GOLDILOCKS, ["TPU", "H100", "abacus"])] == \
         ["devices='TPU'", "devices='abacus'"]

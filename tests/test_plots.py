@@ -27,8 +27,8 @@ CASES = {f"micro-batch {size}{', recomputing' * again}": sizing.memory(D32, size
 
 FIGURES: dict[str, Callable[[], plots.Figure]] = {
     "split": lambda: plots.parameter_split(NINE),
-    "split in percent": lambda: plots.parameter_split(PRESETS, in_percent=True),
-    "compute": lambda: plots.compute_split(NINE, in_percent=True),
+    "split of all": lambda: plots.parameter_split(PRESETS),
+    "compute": lambda: plots.compute_split(NINE),
     "layers of d32": lambda: plots.layer_profile(D32),
     "layers, tied": lambda: plots.layer_profile(replace(GOLDILOCKS, tied=True)),
     "plane": plots.depth_width_plane,
@@ -123,16 +123,9 @@ def test_split_draws_the_computed_parts():
     assert {"50 %", "25.2M"} == words(plots.parameter_split({"tied": GPTConfig(tied=True)})) - {""}
 
 
-def test_split_in_percent_draws_the_shares():
-    drawn = segments(plots.parameter_split(NINE, in_percent=True).axes[0])
-    for row, config in enumerate(NINE.values()):
-        assert {part: sizes[row] for part, sizes in drawn.items()} == pytest.approx(sizing.parameters(config).split)
-
-
-@pytest.mark.parametrize("context", [None, 256])
-def test_compute_split_adds_up_to_the_flops_of_a_token(context: int | None):
-    drawn = segments(plots.compute_split(NINE, context).axes[0])
-    flops = [sizing.flops_per_token(config, context) for config in NINE.values()]
+def test_compute_split_adds_up_to_the_flops_of_a_token():
+    drawn = segments(plots.compute_split(NINE).axes[0])
+    flops = [sizing.flops_per_token(config) for config in NINE.values()]
     assert np.sum(list(drawn.values()), axis=0) * 1e6 == pytest.approx(flops)
     assert drawn["lm_head"] == pytest.approx([6 * sizing.parameters(config).wte / 1e6 for config in NINE.values()])
 
@@ -150,11 +143,10 @@ def test_a_bar_has_a_text_only_where_it_fits():
     assert found >= 2
 
 
-@pytest.mark.parametrize(("config", "context"), [
-    (GOLDILOCKS, None), (D32, 512), (replace(GOLDILOCKS, tied=True), None), (GPTConfig(depth=1), None)])
-def test_a_layer_profile_stacks_the_table_of_layers(config: GPTConfig, context: int | None):
-    figure = plots.layer_profile(config, context)
-    table = sizing.layers(config, context)
+@pytest.mark.parametrize("config", [GOLDILOCKS, replace(D32, seq_len=512), replace(GOLDILOCKS, tied=True),
+                                    GPTConfig(depth=1)])
+def test_a_layer_profile_stacks_the_table_of_layers(config: GPTConfig):
+    figure, table = plots.layer_profile(config), sizing.layers(config)
     for axes, column in zip(figure.axes, ("parameters", "flops"), strict=True):
         heights = {bars.get_label(): [bar.get_height() * 1e6 for bar in bars] for bars in axes.containers}
         tops = [max(bar.get_y() + bar.get_height() for bars in axes.containers for bar in bars
@@ -165,13 +157,13 @@ def test_a_layer_profile_stacks_the_table_of_layers(config: GPTConfig, context: 
         assert heights["MLP"] == pytest.approx(table.filter(like="mlp", axis=0)[column])
         assert [heights["wte"], heights["lm_head"]] == [[table.loc["wte", column]], [table.loc["lm_head", column]]]
     scores = heights["attention scores"]
-    assert scores == pytest.approx([12 * config.dim * (context or config.seq_len)] * config.depth)
+    assert scores == pytest.approx([12 * config.dim * config.seq_len] * config.depth)
     assert figure.axes[0].get_title(loc="left") == f"Parameters: {plots.human(sizing.parameters(config).total)}"
     assert ("0: the same table" in words(figure)) == config.tied and "0: a look-up" in words(figure)
 
 
 def test_every_point_of_a_line_of_the_plane_has_its_size_and_its_flops():
-    axes = plots.depth_width_plane(total=38e6, vocab_sizes=(24_576, 65_536), flops=(200e6,), context=1024).axes[0]
+    axes = plots.depth_width_plane(total=38e6, vocab_sizes=(24_576, 65_536)).axes[0]
     curves = {line.get_label(): line.get_xydata() for line in axes.lines}
     width, depth = curves["balanced: V = 12·L·D"].T
     np.testing.assert_allclose(2 * (12 * depth * width) * width + 12 * depth * width**2, 38e6)
@@ -179,11 +171,14 @@ def test_every_point_of_a_line_of_the_plane_has_its_size_and_its_flops():
         width, depth = curves[f"V = {vocab_size:,}"].T
         seen = ~np.isnan(depth)
         np.testing.assert_allclose((2 * vocab_size * width + 12 * depth * width**2)[seen], 38e6)
-    dotted = curves["equal FLOPs per token: 200M"]
-    width, depth = dotted[~np.isnan(dotted).any(1)].T
-    table = (38e6 - 12 * depth * width**2) / 2
-    assert len(width) > 50 and (table > 0).all()
-    np.testing.assert_allclose(6 * (12 * depth * width**2 + table) + 12 * depth * width * 1024, 200e6)
+    dotted = [line.get_xydata() for line in axes.lines if line.get_linestyle() == ":"]
+    costs = [200e6, 250e6, 290e6, 350e6]
+    assert "equal FLOPs per token: 200M, 250M, 290M, 350M" in curves
+    for line, cost in zip(dotted, costs, strict=True):
+        width, depth = line[~np.isnan(line).any(1)].T
+        table = (38e6 - 12 * depth * width**2) / 2
+        assert len(width) > 50 and (table > 0).all()
+        np.testing.assert_allclose(6 * (12 * depth * width**2 + table) + 12 * depth * width * 2048, cost)
 
 
 def test_the_plane_marks_its_shapes_and_the_other_exact_thirds():
@@ -198,7 +193,8 @@ def test_the_plane_marks_its_shapes_and_the_other_exact_thirds():
 
 
 def test_memory_bars_end_at_the_peak():
-    cases = {"chunked": sizing.memory(GOLDILOCKS, 8), "update": sizing.memory(GOLDILOCKS, 1, context=16, rows=16)}
+    cases = {"chunked": sizing.memory(GOLDILOCKS, 8),
+             "update": sizing.memory(replace(GOLDILOCKS, seq_len=16), 1, rows=16)}
     cases["naive"] = replace(cases["chunked"], loss=sizing.loss_bytes(GOLDILOCKS, 8))
     cases["again"] = sizing.memory(GOLDILOCKS, 32, recompute=True)
     update, naive, again = cases["update"], cases["naive"], cases["again"]

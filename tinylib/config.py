@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
@@ -21,9 +22,11 @@ DeviceKind = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 MatrixOptimizer = Literal["muon", "adamw"]
 Switch = Literal["auto", "on", "off"]
-_CHOICES = {"device": get_args(DeviceKind), "dtype": get_args(Precision), "compile": get_args(Switch),
-            "matrix_optimizer": get_args(MatrixOptimizer), "recompute": (True, False), "tensorboard": (True, False),
-            "init_state": (True, False)}
+_CHOICES = {"DeviceKind": get_args(DeviceKind), "Precision": get_args(Precision), "Switch": get_args(Switch),
+            "MatrixOptimizer": get_args(MatrixOptimizer), "bool": (True, False)}
+"""Legal values by the annotation of a field."""
+_SHARES = ("muon_momentum", "weight_decay", "warmup_fraction", "warmdown_fraction")
+"""Fields from 0 to 1; other floats are above zero."""
 Config = TypeVar("Config", "GPTConfig", "TrainConfig")
 
 
@@ -72,17 +75,9 @@ or a head_dim that divides 500, such as 50
     """Logits are squashed to softcap·tanh(logits / softcap); None leaves them as they are."""
 
     def __post_init__(self) -> None:
-        sizes = ("depth", "dim", "vocab_size", "head_dim", "seq_len")
-        for name in sizes:
-            if checks.is_int(getattr(self, name)):
-                object.__setattr__(self, name, int(getattr(self, name)))    # numpy's, from a table, are welcome
-        problems = [checks.check_int(name, getattr(self, name)) for name in sizes]
-        if not any(problems):
-            problems += [head_problem(self.dim, self.head_dim)]
-        problems += [checks.check_float("rope_theta", self.rope_theta, 0, above=True)]
-        if self.softcap is not None:
-            problems += [checks.check_float("softcap", self.softcap, 0, above=True)]
-        problems += [checks.check_choice("tied", self.tied, (True, False))]
+        problems = list(_field_problems(self))
+        if all(checks.check_int(name, getattr(self, name)) is None for name in ("dim", "head_dim")):
+            problems += [_head_problem(self.dim, self.head_dim)]
         checks.raise_if("GPTConfig", problems)
 
     @property
@@ -187,36 +182,42 @@ class TrainConfig:
     """Whether the metrics also go to event files in the run directory, for `tensorboard --logdir runs`."""
 
     def __post_init__(self) -> None:
+        problems, betas = list(_field_problems(self)), self.adam_betas
         if not isinstance(self.model, GPTConfig):
-            checks.raise_if("TrainConfig", [f"model={self.model!r} is no GPTConfig: use PRESETS[name] or GPTConfig(…)"])
-        paths = ("data", "run_dir", *(["init_from"] if self.init_from is not None else []))
-        for name in paths:
-            if isinstance(getattr(self, name), os.PathLike):
-                object.__setattr__(self, name, os.fspath(getattr(self, name)))
-        counts = {name: 1 for name in ("steps", "total_batch_size", "device_batch_size", "keep")} | {"seed": 0}
-        counts |= {name: 1 for name in ("eval_every", "eval_tokens", "save_every") if getattr(self, name) is not None}
-        rates = ["embedding_lr", "unembedding_lr", "tied_lr", "matrix_lr", "adam_eps"]
-        rates += ["grad_clip"] if self.grad_clip is not None else []
-        shares = ("warmup_fraction", "warmdown_fraction", "muon_momentum", "weight_decay")
-        problems = [checks.check_int(name, getattr(self, name), least) for name, least in counts.items()]
-        problems += [checks.check_float(name, getattr(self, name), 0, above=True) for name in rates]
-        problems += [checks.check_float(name, getattr(self, name), 0, 1) for name in shares]
-        problems += [checks.check_choice(name, getattr(self, name), legal) for name, legal in _CHOICES.items()]
-        problems += [f"{name}={getattr(self, name)!r} is not a folder's name: use a path" for name in paths
-                     if not isinstance(getattr(self, name), str) or not getattr(self, name)]
+            problems += [f"model={self.model!r} is no GPTConfig: use PRESETS[name] or GPTConfig(…)"]
         if self.init_state and self.init_from is None:
             problems += ["init_state=True needs a checkpoint to take the state from: set init_from"]
-        problems += [_betas_problem(self.adam_betas)]
+        if not (isinstance(betas, tuple) and len(betas) == 2
+                and all(isinstance(beta, float | int) and 0 <= beta < 1 for beta in betas)):
+            problems += [f"adam_betas={betas!r} is not a pair of numbers from 0 to below 1: use (0.8, 0.95)"]
         if not any(problems):
-            problems += [batch_problem(self.total_batch_size, self.device_batch_size, self.model.seq_len),
-                         self._schedule_problem()]
+            problems += [batch_problem(self.total_batch_size, self.device_batch_size, self.model.seq_len)]
+            if self.warmup_fraction + self.warmdown_fraction > 1:
+                problems += [f"warmup_fraction={self.warmup_fraction} and warmdown_fraction={self.warmdown_fraction} "
+                             f"make more than the whole run: use {1 - self.warmup_fraction:g} or less for the second"]
         checks.raise_if("TrainConfig", problems)
 
-    def _schedule_problem(self) -> str | None:
-        if self.warmup_fraction + self.warmdown_fraction <= 1:
-            return None
-        return (f"warmup_fraction={self.warmup_fraction} and warmdown_fraction={self.warmdown_fraction} make more than "
-                f"the whole run: use {1 - self.warmup_fraction:g} or less for the second")
+
+def _field_problems(config: GPTConfig | TrainConfig) -> Iterator[str | None]:
+    """The problem of each field, by its annotation; numpy's integers, from a table, and paths become plain values."""
+    for item in dataclasses.fields(config):
+        name, value = item.name, getattr(config, item.name)
+        kind, _, optional = str(item.type).partition(" | ")
+        if checks.is_int(value):
+            object.__setattr__(config, name, int(value))
+        elif isinstance(value, os.PathLike):
+            value = os.fspath(value)
+            object.__setattr__(config, name, value)
+        if value is None and optional:
+            continue
+        if kind == "int":
+            yield checks.check_int(name, value, least=0 if name == "seed" else 1)
+        elif kind == "float":
+            yield checks.check_float(name, value, 0, 1 if name in _SHARES else math.inf, above=name not in _SHARES)
+        elif kind in _CHOICES:
+            yield checks.check_choice(name, value, _CHOICES[kind])
+        elif kind == "str" and not (isinstance(value, str) and value):
+            yield f"{name}={value!r} is not a folder's name: use a path"
 
 
 def to_json(config: GPTConfig | TrainConfig) -> str:
@@ -241,11 +242,9 @@ def from_json(kind: type[Config], text: str) -> Config:
 
 def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
     """A configuration from a dictionary; raises ConfigError for a name that is no field."""
-    known = {item.name for item in dataclasses.fields(kind)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise ConfigError(kind.__name__, [f"{name}={values[name]!r} is not a field: fields are "
-                                          + ", ".join(sorted(known)) for name in unknown])
+    known = sorted(item.name for item in dataclasses.fields(kind))
+    checks.raise_if(kind.__name__, [f"{name}={values[name]!r} is not a field: fields are {', '.join(known)}"
+                                    for name in sorted(set(values) - set(known))])
     values = dict(values)
     if isinstance(values.get("model"), dict):
         values["model"] = from_dict(GPTConfig, values["model"])
@@ -255,9 +254,7 @@ def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
 
 
 def batch_problem(total_batch_size: int, device_batch_size: int, seq_len: int, world_size: int = 1) -> str | None:
-    """The problem with a batch that doesn't split into whole micro-batches on every process, else None.
-
-    The one rule for batches, in tokens: total_batch_size is a multiple of device_batch_size × seq_len × world_size.
+    """The one rule for batches: total_batch_size is a multiple of device_batch_size × seq_len × world_size.
 
     >>> batch_problem(9, 2, 1, world_size=2)
     'total_batch_size=9 is not a multiple of device_batch_size × seq_len × processes = 2 × 1 × 2 = 4: use 4, 8 or 12'
@@ -273,25 +270,16 @@ def batch_problem(total_batch_size: int, device_batch_size: int, seq_len: int, w
             + join_or(unit * count for count in (middle - 1, middle, middle + 1)))
 
 
-def head_problem(dim: int, head_dim: int) -> str | None:
+def _head_problem(dim: int, head_dim: int) -> str | None:
     """Problem with heads of `head_dim` in a width of `dim`, with the nearest legal values; None if there is none."""
     if head_dim % 2:
         return checks.check_int("head_dim", head_dim, least=2, step=2, why="RoPE rotates pairs of channels")
     if dim % head_dim == 0:
         return None
     divisors = [size for size in range(2, dim + 1, 2) if dim % size == 0]
-    problem = f"dim={dim} is not a multiple of head_dim={head_dim}: use dim={join_or(nearest_multiples(dim, head_dim))}"
-    if divisors:
-        nearest = min(divisors, key=lambda size: abs(size - head_dim))
-        problem += f", or a head_dim that divides {dim}, such as {nearest}"
-    return problem
-
-
-def _betas_problem(betas: Any) -> str | None:
-    pair = isinstance(betas, tuple) and len(betas) == 2 and all(isinstance(beta, float | int) for beta in betas)
-    if pair and all(0 <= beta < 1 for beta in betas):
-        return None
-    return f"adam_betas={betas!r} is not a pair of numbers from 0 to below 1: use (0.8, 0.95)"
+    nearest = min(divisors, key=lambda size: abs(size - head_dim), default=None)
+    return (f"dim={dim} is not a multiple of head_dim={head_dim}: use dim={join_or(nearest_multiples(dim, head_dim))}"
+            + (f", or a head_dim that divides {dim}, such as {nearest}" if nearest else ""))
 
 
 PRESETS: dict[str, GPTConfig] = {

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from tinylib.config import GPTConfig, preset_name
-from tinylib.sizing.planning import duration
+from tinylib.sizing import duration
 
 
 def quantity(value: float, unit: str = "") -> str:

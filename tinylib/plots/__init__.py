@@ -4,12 +4,10 @@ A figure is a function under `@style()` that asks `canvas` for axes, names both 
 the figure, which a notebook shows.  No pyplot: nothing is global, and no backend is chosen.
 """
 
-from tinylib.plots.differences import paired_differences
-from tinylib.plots.memory import memory_parts
+from tinylib.plots.bars import compute_split, layer_profile, memory_parts, parameter_split
 from tinylib.plots.plane import depth_width_plane, search_map
-from tinylib.plots.split import compute_split, layer_profile, parameter_split
 from tinylib.plots.style import CURVES, PALETTE, PARTS, Figure, canvas, footnote, human, ink, style
-from tinylib.plots.training import training_curves
+from tinylib.plots.training import paired_differences, training_curves
 
 __all__ = [
     "CURVES", "PALETTE", "PARTS", "Figure", "canvas", "compute_split", "depth_width_plane", "footnote",

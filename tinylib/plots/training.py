@@ -1,4 +1,4 @@
-"""Training curves of runs that have ended, and of runs that still train."""
+"""Figures of runs: training curves, of ended and of running ones, and paired differences."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from tinylib.plots.style import CURVES, PALETTE, Figure, canvas, footnote, packed, style
+from tinylib.plots.style import CURVES, PALETTE, Figure, canvas, footnote, style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,8 +47,29 @@ def training_curves(runs: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], note:
         left.axvline(step, color=PALETTE["black"], linewidth=1, linestyle=":")
         left.annotate(what, (step, 0.03), xycoords=("data", "axes fraction"), xytext=(4, 0), fontsize=8,
                       textcoords="offset points")
-    if note:
-        footnote(figure, note)
+    footnote(figure, note)
+    return figure
+
+
+@style()
+def paired_differences(differences: pd.DataFrame, intervals: Mapping[str, tuple[float, float]],
+                       note: str = "") -> Figure:
+    """Paired differences in bits per byte: a point a seed, a bar for the confidence interval of their mean.
+
+    `differences` has a row a seed and a column a pair; `intervals` has low and high for each column to draw.
+    """
+    figure, axes = canvas(height_in=1.2 + 0.55 * len(intervals))
+    for place, (name, (low, high)) in enumerate(intervals.items()):
+        axes.plot([low, high], [place, place], color=PALETTE["blue"], linewidth=6, alpha=0.3, solid_capstyle="butt")
+        axes.plot(differences[name], [place] * len(differences), "o", color=PALETTE["blue"], markersize=5)
+        axes.plot(differences[name].mean(), place, "|", color=PALETTE["black"], markersize=18, markeredgewidth=2)
+    axes.axvline(0, color=PALETTE["black"], linewidth=1)
+    axes.set_yticks(range(len(intervals)), list(intervals))
+    axes.set_ylim(len(intervals) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("difference, bits per byte; left of zero the first is better")
+    axes.set_title("Paired differences: same seed, same batches")
+    footnote(figure, note)
     return figure
 
 
@@ -78,9 +97,6 @@ class LiveCurves:
 
     def png(self, runs: Sequence[tuple[pd.Series, pd.Series]]) -> bytes:
         """The picture: of each run the losses (a running mean) and the bits per byte, each indexed by step."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from PIL import Image  # matplotlib brings it along
-
         for (loss, score), (losses, scores) in zip(self._lines, runs, strict=True):
             loss.set_data(losses.index, _smooth(losses))
             loss.set_marker("o" if len(losses) == 1 else "")    # a line of one point is invisible
@@ -91,9 +107,7 @@ class LiveCurves:
             axes.set_xlim(0, 1.02 * longest)
             axes.relim()
             axes.autoscale_view(scalex=False)
-        drawn = FigureCanvasAgg(self.figure)
-        drawn.draw()
-        return packed(Image.fromarray(np.asarray(drawn.buffer_rgba())), colours=64, optimize=False)
+        return self.figure.png(colours=64, optimize=False)
 
 
 def _smooth(losses: pd.Series) -> pd.Series:

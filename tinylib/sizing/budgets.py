@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from tinylib import checks
@@ -38,10 +38,9 @@ def token_budget(config: GPTConfig, budget: str = "all") -> int:
     (754974720, 251658240)
     """
     checks.raise_if("token_budget", [checks.check_choice("budget", budget, BUDGETS)])
-    count, rule = parameters(config), BUDGETS[budget]
-    sizes = {"wte": count.wte, "blocks": count.blocks, "lm_head": count.lm_head}
+    sizes, rule = vars(parameters(config)), BUDGETS[budget]
     if config.tied and "wte" not in rule.counts:
-        sizes["lm_head"] = count.wte
+        sizes = sizes | {"lm_head": sizes["wte"]}
     return round(rule.tokens_per_parameter * sum(sizes[part] for part in rule.counts))
 
 
@@ -81,7 +80,7 @@ def published() -> pd.DataFrame:
     """
     import pandas as pd
 
-    return pd.DataFrame.from_dict({name: asdict(run) for name, run in PUBLISHED.items()}, orient="index")
+    return pd.DataFrame(PUBLISHED.values(), index=PUBLISHED)
 
 
 @dataclass(frozen=True)

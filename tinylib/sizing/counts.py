@@ -79,7 +79,7 @@ def balanced(depth: int, dim: int, head_dim: int = 64, **changes: Any) -> GPTCon
     return GPTConfig(depth, dim, 12 * depth * dim, head_dim, **changes)
 
 
-def layers(config: GPTConfig, context: int | None = None) -> pd.DataFrame:
+def layers(config: GPTConfig) -> pd.DataFrame:
     """Parameters and FLOPs by layer, a row each in the order of the data: wte, attention and MLP per block, lm_head.
 
     Columns: `parameters`, their `percent` of the model, and training `flops` per token ("palm"); attention scores
@@ -92,7 +92,7 @@ def layers(config: GPTConfig, context: int | None = None) -> pd.DataFrame:
     import pandas as pd
 
     square = config.dim**2
-    count, token = parameters(config), flops_by_part(config, context)
+    count, token = parameters(config), flops_by_part(config)
     rows = {"wte": (count.wte, 0)}
     for layer in range(config.depth):
         rows[f"block {layer} attention"] = 4 * square, 3 * (8 * square + token.attention // config.depth)
@@ -145,8 +145,9 @@ def flops_by_part(config: GPTConfig | Shapes, context: int | None = None, conven
     >>> flops_by_part(PRESETS["goldilocks"])
     Flops(blocks=25165824, attention=16777216, lm_head=25165824, recomputed=0)
     """
-    checks.raise_if("flops_by_part", [checks.check_choice("convention", convention, get_args(Convention))])
-    tokens, count = context_of(config, context), parameters(config)
+    checks.raise_if("flops_by_part", [checks.check_choice("convention", convention, get_args(Convention)),
+                                      None if context is None else checks.check_int("context", context)])
+    count, tokens = parameters(config), config.seq_len if context is None else context
     scores = config.depth * config.dim * (4 * tokens if convention == "palm" else 2 * (tokens + 1))
     return Flops(2 * count.blocks, scores, 2 * count.wte, 2 * count.blocks + scores if recompute else 0)
 
@@ -162,12 +163,6 @@ def flops_per_token(config: GPTConfig | Shapes, context: int | None = None, conv
     return flops_by_part(config, context, convention, recompute).total
 
 
-def prefill_flops(config: GPTConfig | Shapes, context: int | None = None, convention: Convention = "palm") -> int:
-    """FLOPs of one forward pass over `context` tokens with the logits of all of them: a third of training on them."""
-    tokens = context_of(config, context)
-    return tokens * flops_by_part(config, tokens, convention).forward
-
-
 def decode_flops(config: GPTConfig | Shapes, context: int | None = None) -> int:
     """FLOPs of one decoded token that is the last of `context` tokens, keys and values of the others cached.
 
@@ -176,11 +171,3 @@ def decode_flops(config: GPTConfig | Shapes, context: int | None = None) -> int:
     True
     """
     return flops_by_part(config, context).forward
-
-
-def context_of(config: GPTConfig | Shapes, context: int | None) -> int:
-    """`context`, or the config's own for None; raises ConfigError unless it is a whole number above zero."""
-    if context is None:
-        return config.seq_len
-    checks.raise_if("sizing", [checks.check_int("context", context)])
-    return context

@@ -8,7 +8,7 @@ from typing import Literal
 
 from tinylib import checks
 from tinylib.config import GPTConfig
-from tinylib.sizing.counts import Shapes, context_of, parameters
+from tinylib.sizing.counts import Shapes, parameters
 
 Precision = Literal["float32", "bfloat16"]
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -31,7 +31,7 @@ def optimizer_bytes(config: GPTConfig | Shapes) -> int:
     return 4 * (2 * count.total - count.blocks)
 
 
-def kv_cache_bytes(config: GPTConfig | Shapes, batch_size: int = 1, context: int | None = None) -> int:
+def kv_cache_bytes(config: GPTConfig | Shapes, batch_size: int = 1) -> int:
     """Bytes of the KV cache: 2·L·B·T·D numbers in float32.
 
     >>> from tinylib.config import PRESETS
@@ -39,11 +39,11 @@ def kv_cache_bytes(config: GPTConfig | Shapes, batch_size: int = 1, context: int
     32
     """
     checks.raise_if("kv_cache_bytes", [checks.check_int("batch_size", batch_size)])
-    return 4 * 2 * config.depth * batch_size * context_of(config, context) * config.dim
+    return 4 * 2 * config.depth * batch_size * config.seq_len * config.dim
 
 
-def activation_bytes(config: GPTConfig | Shapes, batch_size: int, context: int | None = None,
-                     dtype: Precision = "float32", recompute: bool = False) -> int:
+def activation_bytes(config: GPTConfig | Shapes, batch_size: int, dtype: Precision = "float32",
+                     recompute: bool = False) -> int:
     """Bytes of activations that the blocks keep for the backward pass of `batch_size` sequences.
 
     A layer keeps 19·D numbers a token in `dtype`, and 3·N + 2 in float32, the scales of norms and softmax.  The 19·D
@@ -58,26 +58,25 @@ def activation_bytes(config: GPTConfig | Shapes, batch_size: int, context: int |
     >>> [activation_bytes(PRESETS["goldilocks"], 1, dtype=dtype) // 2**20 for dtype in BYTES]
     [316, 182]
     """
-    layer = _layer_bytes(config, batch_size, context, dtype)
-    inputs = BYTES[dtype] * batch_size * context_of(config, context) * config.dim
+    layer = _layer_bytes(config, batch_size, dtype)
+    inputs = BYTES[dtype] * batch_size * config.seq_len * config.dim
     return 3 * inputs + config.depth * (inputs if recompute else layer)
 
 
-def recomputed_bytes(config: GPTConfig | Shapes, batch_size: int, context: int | None = None,
-                     dtype: Precision = "float32") -> int:
+def recomputed_bytes(config: GPTConfig | Shapes, batch_size: int, dtype: Precision = "float32") -> int:
     """Bytes of one layer's recomputed activations and of the gradients in its backward pass.
 
     Gradients take 10·D numbers a token: 4·D for each half of the MLP, and 2·D of the residual stream.
     """
     passing = BYTES[dtype] * 10 * config.dim
-    return _layer_bytes(config, batch_size, context, dtype) + batch_size * context_of(config, context) * passing
+    return _layer_bytes(config, batch_size, dtype) + batch_size * config.seq_len * passing
 
 
-def _layer_bytes(config: GPTConfig | Shapes, batch_size: int, context: int | None, dtype: Precision) -> int:
+def _layer_bytes(config: GPTConfig | Shapes, batch_size: int, dtype: Precision) -> int:
     """Bytes of activations of one layer that keeps everything, see `activation_bytes`."""
     checks.raise_if("activation_bytes", [checks.check_choice("dtype", dtype, BYTES),
                                          checks.check_int("batch_size", batch_size)])
-    tokens, size = batch_size * context_of(config, context), BYTES[dtype]
+    tokens, size = batch_size * config.seq_len, BYTES[dtype]
     casts = 0 if dtype == "float32" else 12 * config.dim**2 * size
     return tokens * (4 * (3 * config.n_head + 2) + 19 * config.dim * size) + casts
 
@@ -93,8 +92,7 @@ def chunk_rows(vocab_size: int, kind: str = "cpu") -> int:
     return max(256, 2**27 // vocab_size) if kind == "cuda" else 512
 
 
-def loss_bytes(config: GPTConfig | Shapes, batch_size: int, context: int | None = None,
-               rows: int | None = None) -> int:
+def loss_bytes(config: GPTConfig | Shapes, batch_size: int, rows: int | None = None) -> int:
     """Peak bytes of the loss: the gradient of the table, V·D, and copies of the logits, all in float32.
 
     In chunks of `rows` there are 3 copies of rows × V (raw, exponential, slope of the softcap), 2 without softcap.
@@ -107,12 +105,8 @@ def loss_bytes(config: GPTConfig | Shapes, batch_size: int, context: int | None 
     """
     checks.raise_if("loss_bytes", [checks.check_int("batch_size", batch_size),
                                    None if rows is None else checks.check_int("rows", rows)])
-    tokens = batch_size * context_of(config, context)
-    if rows is None:
-        copies, rows = (3 if config.softcap is None else 4), tokens
-    else:
-        copies, rows = (2 if config.softcap is None else 3), min(rows, tokens)
-    return 4 * config.vocab_size * (config.dim + copies * rows)
+    tokens, copies = batch_size * config.seq_len, 2 + (config.softcap is not None) + (rows is None)
+    return 4 * config.vocab_size * (config.dim + copies * (tokens if rows is None else min(rows, tokens)))
 
 
 def update_bytes(config: GPTConfig, dtype: Precision = "float32") -> int:
@@ -139,14 +133,20 @@ class Memory:
     """Recomputed activations and gradients of one layer, after the loss is freed."""
 
     @property
+    def at_peak(self) -> dict[str, int]:
+        """Bytes of the parts that exist at the peak: the permanent ones, and those of the largest of three moments."""
+        moments = ("activations", "loss"), ("activations", "recomputed"), ("update",)
+        largest = max(moments, key=lambda moment: sum(getattr(self, part) for part in moment))
+        return {part: getattr(self, part) for part in ("weights", "gradients", "optimizer", *largest)}
+
+    @property
     def total(self) -> int:
-        """Peak: the permanent parts and the largest of the temporary ones."""
-        temporary = max(self.activations + max(self.loss, self.recomputed), self.update)
-        return self.weights + self.gradients + self.optimizer + temporary
+        """Bytes at the peak."""
+        return sum(self.at_peak.values())
 
 
-def memory(config: GPTConfig, device_batch_size: int, context: int | None = None, dtype: Precision = "float32",
-           recompute: bool = False, rows: int | None = None) -> Memory:
+def memory(config: GPTConfig, device_batch_size: int, dtype: Precision = "float32", recompute: bool = False,
+           rows: int | None = None) -> Memory:
     """Peak memory of one process that trains with micro-batches of `device_batch_size` sequences.
 
     The loss takes `rows` of logits at a time (None: `chunk_rows` of a GPU for bfloat16, of a CPU for float32).  Every
@@ -154,15 +154,15 @@ def memory(config: GPTConfig, device_batch_size: int, context: int | None = None
     step, within 15 %.
 
     >>> from tinylib.config import PRESETS
-    >>> memory(PRESETS["micro"], device_batch_size=8, context=256).total // 2**20
-    151
+    >>> memory(PRESETS["micro"], device_batch_size=8).total // 2**20
+    706
     """
     if rows is None:
         rows = chunk_rows(config.vocab_size, "cpu" if dtype == "float32" else "cuda")
     return Memory(weight_bytes(config), weight_bytes(config), optimizer_bytes(config),
-                  activation_bytes(config, device_batch_size, context, dtype, recompute),
-                  loss_bytes(config, device_batch_size, context, rows), update_bytes(config, dtype),
-                  recomputed_bytes(config, device_batch_size, context, dtype) if recompute else 0)
+                  activation_bytes(config, device_batch_size, dtype, recompute),
+                  loss_bytes(config, device_batch_size, rows), update_bytes(config, dtype),
+                  recomputed_bytes(config, device_batch_size, dtype) if recompute else 0)
 
 
 def largest_batch(config: GPTConfig, memory_bytes: float, recompute: bool = False) -> int:

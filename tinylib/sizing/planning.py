@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 ASSUMED_MFU = 0.4
 """Share of peak FLOP/s of a plan that is not given one: an assumption, not a measurement."""
-CHARACTERS_PER_TEXT_SHARD = 250e6
-"""nanochat's text shards, about 100 MB compressed each."""
 NETWORK = 50e9
 """Bytes a second between machines, per device: an assumption, 400 Gb/s InfiniBand as in an NVIDIA DGX H100, where all
 devices of a machine send at once."""
@@ -90,13 +88,8 @@ class Plan:
 
     @property
     def text_shards(self) -> int:
-        """Shards of 250M characters to download."""
-        return math.ceil(self.characters / CHARACTERS_PER_TEXT_SHARD)
-
-    @property
-    def download_bytes(self) -> float:
-        """Compressed size of the text shards."""
-        return self.text_shards * 100e6
+        """nanochat's text shards to download: 250M characters and, compressed, about 100 MB each."""
+        return math.ceil(self.characters / 250e6)
 
     @property
     def token_bytes(self) -> int:
@@ -159,7 +152,7 @@ class Plan:
         machines = f"{self.nnodes} nodes of " if self.nnodes > 1 else ""
         return pd.Series({
             "tokens": f"{self.tokens:,}", "characters": f"{self.characters:.3g}",
-            "text shards": f"{self.text_shards} ({self.download_bytes / 1e9:.1f} GB compressed)",
+            "text shards": f"{self.text_shards} ({self.text_shards * 0.1:.1f} GB compressed)",
             "tokens on disk": f"{self.token_bytes / 1e9:.2f} GB",
             "steps": f"{self.steps:,} × {self.total_batch_size:,} tokens",
             "devices": f"{machines}{self.nproc_per_node} × {self.device}",
@@ -231,12 +224,12 @@ def plan(config: GPTConfig, tokens: int | None = None, budget: str = "all", tota
     (71680, 8, 4, '1.57 s, 4.540e+20 FLOPs')
     """
     share = ASSUMED_MFU if mfu is None else mfu
-    counts = {"tokens": tokens, "total_batch_size": total_batch_size, "device_batch_size": device_batch_size,
+    counts = {"tokens": 1 if tokens is None else tokens, "total_batch_size": total_batch_size,
+              "device_batch_size": 1 if device_batch_size is None else device_batch_size,
               "nproc_per_node": nproc_per_node, "nnodes": nnodes}
-    optional = ("tokens", "device_batch_size")
     checks.raise_if("plan", [
         checks.check_choice("device", device, ACCELERATORS), checks.check_choice("budget", budget, BUDGETS),
-        *(checks.check_int(name, value) for name, value in counts.items() if value is not None or name not in optional),
+        *(checks.check_int(name, value) for name, value in counts.items()),
         checks.check_float("mfu", share, 0, 1, above=True), checks.check_choice("recompute", recompute, (True, False)),
         checks.check_float("characters_per_token", characters_per_token, 0, above=True),
         None if usd_per_device_hour is None else checks.check_float("usd_per_device_hour", usd_per_device_hour, 0)])
@@ -279,12 +272,11 @@ def plans(config: GPTConfig, devices: Sequence[str] = tuple(ACCELERATORS), nproc
     checks.raise_if("plans", [checks.check_choice("devices", device, ACCELERATORS) for device in devices])
     rows, least = {}, settings.get("device_batch_size") or 1
     for device in devices:
-        known = ACCELERATORS[device]
-        fits = [again for again in (False, True) if largest_batch(config, known.memory_bytes, recompute=again) >= least]
-        facts: dict[str, Any] = {"micro-batch": "does not fit"}
-        if fits:
+        known, facts = ACCELERATORS[device], {"micro-batch": "does not fit"}
+        again = largest_batch(config, known.memory_bytes) < least
+        if largest_batch(config, known.memory_bytes, again) >= least:
             made = plan(config, nproc_per_node=nproc_per_node, nnodes=nnodes, device=device,
-                        **settings | {"recompute": fits[0]})
+                        **settings | {"recompute": again})
             facts = {"micro-batch": f"{made.device_batch_size}" + " (recomputing)" * made.recompute,
                      "accumulation": made.accumulation_steps, "MFU, %": 100 * made.mfu, "step, s": made.step_s,
                      "hours": made.train_s / 3600, "USD": made.cost_usd}

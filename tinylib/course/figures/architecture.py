@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 
 from tinylib.config import PRESETS, GPTConfig
-from tinylib.plots.marks import log2_axes, note
-from tinylib.plots.style import CURVES, PALETTE, Figure, canvas, human, style
+from tinylib.plots.style import CURVES, PALETTE, Figure, canvas, human, log2_axes, note, style
 from tinylib.sizing import BUDGETS, TIERS, Plan, flops_per_token, parameters, token_budget
 
 ON_THE_PLANE = ("nano", "micro", "mini", "goldilocks", "conventional", "extremist", "nanochat-d20", "nanochat-d26",
