@@ -39,7 +39,7 @@ def test_plan_reproduces_nanochat_d32():
     plan = sizing.plan(D32, nproc_per_node=8, mfu=0.509, usd_per_device_hour=3)
     assert (plan.steps, plan.accumulation_steps, plan.tokens) == (71_680, 4, 37_580_963_840)
     assert plan.device_batch_size == 8 <= plan.largest_batch < 16    # as published: 8 fill 78 of 80 GB, 16 do not fit
-    assert plan.memory.total == pytest.approx(78e9, rel=0.05)    # less than theirs, for our loss holds less
+    assert 65e9 < plan.memory.total < 78e9    # less than theirs, because our loss holds less
     assert plan.step_s == pytest.approx(1.572, rel=0.02)
     assert plan.flops == pytest.approx(4.539628e20, rel=1e-5)
     assert plan.train_s == pytest.approx(71_680 * 1.572, rel=0.02)
