@@ -10,12 +10,14 @@ import torch
 from ranks import losses
 from safetensors.torch import load_file
 
-from tinylib import checkpoint, rundir
+from tinylib import checkpoint, hardware, rundir
+from tinylib.checks import UserError
 from tinylib.config import ConfigError
+from tinylib.distributed import World, init_distributed
 from tinylib.evaluate import bits_per_byte
 from tinylib.rundir import RunDirectory
 from tinylib.shards import Shards
-from tinylib.train import train
+from tinylib.train import Trainer, train
 
 
 def weights(run: str, step: int | None = None) -> dict[str, torch.Tensor]:
@@ -55,6 +57,41 @@ def test_bad_input_is_refused_before_any_step(tiny) -> None:
             train(replace(tiny, **change, run_dir=tiny.run_dir + message[:3]))
     with pytest.raises(ConfigError, match="total_batch_size=100 is not a multiple"):
         replace(tiny, total_batch_size=100)
+
+
+def test_a_failure_to_join_is_recorded_like_any_other(tiny, monkeypatch) -> None:
+    def unconnected(kind: str) -> None:
+        raise RuntimeError("NCCL error: unhandled system error")
+
+    monkeypatch.setattr("tinylib.train.init_distributed", unconnected)
+    directory = RunDirectory(tiny.run_dir)
+    directory.create()    # as `launch` does
+    with pytest.raises(RuntimeError, match="NCCL"):
+        train(tiny)
+    assert "unhandled system error" in directory.errors()[0]["traceback"]
+    assert directory.status()["state"] == "failed"
+
+
+def test_several_processes_on_mps_raise(monkeypatch) -> None:
+    monkeypatch.setattr(hardware, "device", lambda kind: hardware.Device("mps", "M1", 1, 0, None))
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="use nproc_per_node=1, or device='cpu'"), init_distributed("mps"):
+        pass
+
+
+def test_rank_0_names_the_checkpoint_to_resume_from(tiny) -> None:
+    """Another rank, which sees the checkpoint of step 6 too, starts from step 2 like rank 0."""
+    class Told(World):
+        def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
+            assert tensor == 0, "this rank adds nothing"
+            return torch.tensor(2)
+
+    train(tiny)
+    directory = RunDirectory(tiny.run_dir)
+    trainer = Trainer(tiny, Told(1, 1, torch.device("cpu")), directory)
+    trainer.prepare(resume=True)
+    assert directory.saved_steps() == [2, 4, 6] and trainer.step == 2
 
 
 def test_compiled_training_follows_the_eager_one(tiny, tmp_path) -> None:
