@@ -109,6 +109,7 @@ def test_ids_equal_those_of_three_libraries(trained, reference, plain, exported,
     texts = list(strings())
     theirs = exported.encode_batch(texts, add_special_tokens=False)
     for text, ids, there in zip(texts, trained.encode_batch(texts), theirs, strict=True):
+        assert trained.encode_array(text).tolist() == ids
         assert ids == reference.encode(text) == plain.encode_ordinary(text) == there.ids, ascii(text)
         assert trained.decode(ids) == text == exported.decode(ids)
         assert trained.token_bytes[ids].sum() == len(text.encode())

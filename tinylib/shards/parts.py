@@ -32,7 +32,8 @@ def write_part(file: Path, texts: list[str], tokenizer: Tokenizer, dtype: np.dty
 
     The ids of a text begin with BOS.
     """
-    ids = [np.array([tokenizer.bos, *tokenizer.encode(text)], dtype=dtype) for text in texts]
+    bos = np.array([tokenizer.bos])
+    ids = [np.concatenate([bos, tokenizer.encode_array(text)], dtype=dtype, casting="unsafe") for text in texts]
     content = io.BytesIO()
     np.savez(content, counts=[len(of_text) for of_text in ids], tokens=np.concatenate(ids))
     files.write_bytes(file, content.getvalue())
@@ -80,7 +81,7 @@ class Encoder:
 
     def begin(self, texts: list[str]) -> tuple[Path, Future[None] | None]:
         """The file of a part, and the task of the worker that writes it; None if it is written."""
-        content = json.dumps(texts, ensure_ascii=False).encode()
+        content = f"{json.dumps([len(text) for text in texts])}\n".encode() + "".join(texts).encode()
         file = self._work / f"{sha256(self._tokenizer.fingerprint.encode() + content).hexdigest()}.bin"
         self._characters += sum(map(len, texts))
         if read_part(file) is not None:
@@ -119,9 +120,10 @@ def _exit_with_parent(parent: int) -> None:
 
 
 def _work(spooled: Path, tokenizer: Path, file: Path, dtype: np.dtype) -> None:
-    texts = json.loads(spooled.read_bytes())
+    lengths, _, text = spooled.read_bytes().partition(b"\n")
     spooled.unlink()
-    write_part(file, texts, _load(tokenizer), dtype)
+    characters = io.StringIO(text.decode(), newline="")
+    write_part(file, [characters.read(length) for length in json.loads(lengths)], _load(tokenizer), dtype)
 
 
 _load = lru_cache(maxsize=1)(Tokenizer.load)
