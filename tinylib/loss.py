@@ -40,13 +40,18 @@ def cross_entropy(x_RD: Tensor, table_VD: Tensor, y_R: Tensor, cap: float | None
     >>> cross_entropy(x_RD, table_VD, torch.tensor([3, -1]), 15.0).item() == torch.tensor(8.0).log().item()
     True
     """
-    chunk_rows = min(chunk_rows or sizing.chunk_rows(table_VD.shape[0], x_RD.device.type), len(x_RD))
+    chunk_rows = min(chunk_rows or sizing.chunk_rows(table_VD.shape[0], _gpu_bytes(x_RD.device)), len(x_RD))
     if reduction == "none":
         chunks = zip(x_RD.split(chunk_rows), y_R.split(chunk_rows), strict=True)
         return torch.cat([F.cross_entropy(softcap(F.linear(x, table_VD.to(x.dtype)).float(), cap), y, ignore_index=-1,
                                           reduction="none") for x, y in chunks])
     total = _ChunkedLoss.apply(x_RD, table_VD, y_R, cap, chunk_rows, kernel or softcap_cross_entropy_fwd_bwd)
     return total if reduction == "sum" else total / (y_R >= 0).sum()
+
+
+def _gpu_bytes(device: torch.device) -> int | None:
+    has_memory = device.type == "cuda" and torch.cuda.is_available()    # a fake GPU has none
+    return torch.cuda.get_device_properties(device).total_memory if has_memory else None
 
 
 class _ChunkedLoss(torch.autograd.Function):

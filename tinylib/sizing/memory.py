@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -81,15 +82,18 @@ def _layer_bytes(config: GPTConfig | Shapes, batch_size: int, dtype: Precision) 
     return tokens * (4 * (3 * config.n_head + 2) + 19 * config.dim * size) + casts
 
 
-def chunk_rows(vocab_size: int, kind: str = "cpu") -> int:
-    """Chunk size of the loss: rows of logits held at once on a device of this `kind`.
+def chunk_rows(vocab_size: int, gpu_bytes: float | None = None) -> int:
+    """Chunk size of the loss: rows of logits held at once, on a GPU of `gpu_bytes` memory or (None) on a CPU.
 
-    A CPU is nearly as fast with 512 rows as with more; a GPU needs some hundred million logits to be busy.
+    A CPU is nearly as fast with 512 rows as with more.  A GPU needs many, to be busy: as many as keep `loss_bytes`'
+    three copies within 1/32 of its memory, rounded down to a power of two, so that they divide a micro-batch.
 
-    >>> chunk_rows(24_576), chunk_rows(24_576, "cuda"), chunk_rows(65_536, "cuda")
-    (512, 5461, 2048)
+    >>> chunk_rows(24_576), chunk_rows(24_576, 80e9), chunk_rows(65_536, 80e9), chunk_rows(24_576, 24e9)
+    (512, 8192, 2048, 2048)
     """
-    return max(256, 2**27 // vocab_size) if kind == "cuda" else 512
+    if gpu_bytes is None:
+        return 512
+    return 2 ** int(math.log2(max(256, gpu_bytes / 32 / (3 * 4 * vocab_size))))
 
 
 def loss_bytes(config: GPTConfig | Shapes, batch_size: int, rows: int | None = None) -> int:
@@ -149,16 +153,16 @@ def memory(config: GPTConfig, device_batch_size: int, dtype: Precision = "float3
            rows: int | None = None) -> Memory:
     """Peak memory of one process that trains with micro-batches of `device_batch_size` sequences.
 
-    The loss takes `rows` of logits at a time (None: `chunk_rows` of a GPU for bfloat16, of a CPU for float32).  Every
-    process holds all weights and all optimizer state.  Source: counted; tests compare with the tensors alive in a
-    step, within 15 %.
+    The loss takes `rows` of logits at a time (None: `chunk_rows` of an 80 GB GPU for bfloat16, of a CPU for float32).
+    Every process holds all weights and all optimizer state.  Source: counted; tests compare with the tensors alive in
+    a step, within 15 %.
 
     >>> from tinylib.config import PRESETS
     >>> memory(PRESETS["micro"], device_batch_size=8).total // 2**20
     706
     """
     if rows is None:
-        rows = chunk_rows(config.vocab_size, "cpu" if dtype == "float32" else "cuda")
+        rows = chunk_rows(config.vocab_size, None if dtype == "float32" else 80e9)
     return Memory(weight_bytes(config), weight_bytes(config), optimizer_bytes(config),
                   activation_bytes(config, device_batch_size, dtype, recompute),
                   loss_bytes(config, device_batch_size, rows), update_bytes(config, dtype),
@@ -172,5 +176,6 @@ def largest_batch(config: GPTConfig, memory_bytes: float, recompute: bool = Fals
     >>> [largest_batch(PRESETS["nanochat-d32"], 80e9, recompute=recompute) for recompute in (False, True)]
     [9, 104]
     """
+    rows = chunk_rows(config.vocab_size, memory_bytes)
     return bisect.bisect_right(range(1, 2**24), memory_bytes,
-                               key=lambda size: memory(config, size, dtype="bfloat16", recompute=recompute).total)
+                               key=lambda size: memory(config, size, "bfloat16", recompute, rows).total)

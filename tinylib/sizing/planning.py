@@ -13,7 +13,7 @@ from tinylib.config import GPTConfig, batch_problem
 from tinylib.hardware import ACCELERATORS, Accelerator
 from tinylib.sizing.budgets import BUDGETS, token_budget
 from tinylib.sizing.counts import flops_per_token
-from tinylib.sizing.memory import Memory, largest_batch, memory, weight_bytes
+from tinylib.sizing.memory import Memory, chunk_rows, largest_batch, memory, weight_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,7 +99,8 @@ class Plan:
     @property
     def memory(self) -> Memory:
         """Memory of one process in bfloat16."""
-        return memory(self.config, self.device_batch_size, dtype="bfloat16", recompute=self.recompute)
+        rows = chunk_rows(self.config.vocab_size, self.accelerator.memory_bytes)
+        return memory(self.config, self.device_batch_size, "bfloat16", self.recompute, rows)
 
     @property
     def largest_batch(self) -> int:
@@ -246,7 +247,7 @@ def _micro_batch(config: GPTConfig, total_batch_size: int, asked: int | None, wo
     most = largest_batch(config, room, recompute=recompute)
     problems = [batch_problem(total_batch_size, least, config.seq_len, world_size)]
     if most < least:
-        needs = memory(config, least, dtype="bfloat16", recompute=recompute).total
+        needs = memory(config, least, "bfloat16", recompute, chunk_rows(config.vocab_size, room)).total
         again = 0 if recompute else largest_batch(config, room, recompute=True)
         fixes = [f"at most {most}"] * (most > 0) + [f"recompute, with which {again} fit"] * (again > most)
         problems.append(f"device_batch_size={least} of {config.seq_len} tokens needs {needs / 1e9:.1f} GB and "
