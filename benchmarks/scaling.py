@@ -1,12 +1,13 @@
 """How training scales over processes: measured for one and two on this machine, on paper for GPUs.
 
-    python benchmarks/scaling.py [cores traffic paper] [--model micro] [--steps 8] [--rounds 2] [--text pydocs]
+    python benchmarks/scaling.py [cores waiting traffic paper] [--model micro] [--steps 8] [--rounds 2] [--text pydocs]
 
-cores: `tinylib.train.train` under torchrun and gloo, each process one thread on a core of its own.  Strong efficiency
-is the time of one process over twice that of two, for the same batch; weak, over once that of two, for twice the batch.
-Two runs that know nothing of each other show what the machine itself allows.  traffic: bytes on the loopback device,
-as the kernel counts them, and the seconds of each collective once every rank has reached it, against the closed form
-`sizing.communication_s`.  paper: that form for 8 GPUs and for 4 nodes of 8.
+cores: `tinylib.train.train` under torchrun and gloo, each process one thread on a core of its own. Strong efficiency is
+the time of one process over twice that of two, for the same batch; weak, over once that of two, for twice the batch.
+Two runs that know nothing of each other show what the machine itself allows. waiting: one process of two threads under
+environment variables that say how a thread waits for the others, on idle cores and beside a busy process. traffic:
+bytes on the loopback device, as the kernel counts them, and the seconds of each collective once every rank has reached
+it, against the closed form `sizing.communication_s`. paper: that form for 8 GPUs and for 4 nodes of 8.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class Case:
     total: int = TOTAL
     counted: bool = False
     """Whether collectives are counted, which holds up the ranks a little."""
+    variables: tuple[tuple[str, str], ...] = ()
+    """Environment variables of its processes."""
 
 
 def start(case: Case, config: TrainConfig, folder: Path) -> subprocess.Popen[bytes]:
@@ -56,7 +59,7 @@ def start(case: Case, config: TrainConfig, folder: Path) -> subprocess.Popen[byt
     os.sched_setaffinity(0, case.cores)    # children inherit it, and tinylib takes as many threads as there are cores
     try:
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {
-            "OMP_NUM_THREADS": str(max(1, len(case.cores) // case.processes))})
+            "OMP_NUM_THREADS": str(max(1, len(case.cores) // case.processes)), **dict(case.variables)})
     finally:
         os.sched_setaffinity(0, before)
 
@@ -88,9 +91,9 @@ def one(folder: Path, count: bool) -> None:
             return result
         return collective
 
-    gather = dist.all_gather
+    gather = dist.all_gather_into_tensor
     if count:
-        dist.all_reduce, dist.all_gather = counted(dist.all_reduce), counted(gather)
+        dist.all_reduce, dist.all_gather_into_tensor = counted(dist.all_reduce), counted(gather)
     config = from_json(TrainConfig, (folder / "train.json").read_text())
     train.train(config)
     if int(os.environ["RANK"]) == 0:
@@ -128,6 +131,31 @@ def cores(config: TrainConfig, rounds: int, place: Path) -> dict[str, float]:
     return middle | found
 
 
+def waiting(config: TrainConfig, rounds: int, place: Path) -> dict[str, dict[str, float]]:
+    """Tokens per second by waiting policy, idle and beside one busy process; medians over steps and rounds in turn."""
+    policies = [(), (("OMP_WAIT_POLICY", "PASSIVE"),), (("OMP_WAIT_POLICY", "ACTIVE"),), (("GOMP_SPINCOUNT", "1000"),),
+                (("GOMP_SPINCOUNT", "10000"),)]
+    cases = {" ".join("=".join(pair) for pair in policy) or "default": Case(1, (0, 1), variables=policy)
+             for policy in policies} | {"2 processes × 1 thread": Case(2, (0, 1))}
+    found: dict[str, dict[str, list[float]]] = {name: {"idle": [], "busy": []} for name in cases}
+    for round_ in range(rounds):
+        for number, (name, case) in enumerate(cases.items()):
+            for state, seconds in found[name].items():
+                folder = place / f"waiting-{round_}-{number}-{state}"
+                busy = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if state == "busy" else None
+                try:
+                    seconds += finish(start(case, config, folder), folder)["steps"][3:]
+                finally:
+                    if busy:
+                        busy.kill()
+                        busy.wait()
+    rates = {name: {state: case.total / statistics.median(seconds) for state, seconds in found[name].items()}
+             for name, case in cases.items()}
+    for name, rate in rates.items():
+        print(f"{name:<30}{rate['idle']:>10,.0f} tokens/s idle{rate['busy']:>10,.0f} beside a busy process")
+    return rates
+
+
 def traffic(config: TrainConfig, processes: int, place: Path) -> dict[str, float]:
     """Bytes and seconds of the collectives of a step, and what the closed form says of both."""
     folder = place / f"traffic-{processes}"
@@ -137,7 +165,7 @@ def traffic(config: TrainConfig, processes: int, place: Path) -> dict[str, float
     for is_gather, seconds, sent in facts["collectives"]:
         if is_gather:
             gathers.append((seconds, sent))
-        elif sent > 0.5 * 4 * sizing.parameters(model).total:    # the other one is a loss and a flag
+        elif sent > 0.5 * 4 * sizing.parameters(model).total:    # the other one is times and a flag
             steps.append((seconds, sent, gathers := []))
     steps = steps[3:]
     reduce_s, reduced = (statistics.median(step[part] for step in steps) for part in (0, 1))
@@ -176,7 +204,7 @@ def paper() -> dict[str, dict[str, float]]:
 def main() -> None:
     """The parts asked for; the last line is one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help="default: cores traffic paper")
+    parser.add_argument("parts", nargs="*", help="default: cores waiting traffic paper")
     parser.add_argument("--model", default="micro", choices=PRESETS)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=2)
@@ -188,7 +216,7 @@ def main() -> None:
     if options.one:
         one(options.one, options.counted)
         return
-    parts, found = options.parts or ["cores", "traffic", "paper"], {}
+    parts, found = options.parts or ["cores", "waiting", "traffic", "paper"], {}
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         model = replace(PRESETS[options.model], seq_len=256)
@@ -199,6 +227,8 @@ def main() -> None:
             shards(options.text, model.vocab_size, place / "shards")
         if "cores" in parts:
             found["cores"] = cores(config, options.rounds, place)
+        if "waiting" in parts:
+            found["waiting"] = waiting(config, options.rounds, place)
         if "traffic" in parts:
             found["traffic"] = {count: traffic(replace(config, total_batch_size=count * 2_048), count, place)
                                 for count in options.processes}
