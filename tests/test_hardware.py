@@ -6,11 +6,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tinylib import hardware, profiles
+from tinylib.checks import UserError
 from tinylib.config import PRESETS, ConfigError, GPTConfig, TrainConfig, from_json
 from tinylib.doctor import doctor
 
@@ -46,6 +48,25 @@ def test_the_precision_is_what_the_device_multiplies_fast(monkeypatch, kind, cap
     if kind == "cpu":
         monkeypatch.delattr(torch.cpu, "get_capabilities")    # as in older versions of torch
         assert hardware.dtype(hardware.Device(kind, "a device", 1, 0, None))[0] == "float32"
+
+
+@pytest.mark.parametrize(("gpus", "mps", "auto", "visible"), [
+    (0, False, "cpu", ["cpu"]), (0, True, "mps", ["mps"]), (1, False, "cuda", ["cuda:0"]),
+    (2, True, "cuda", ["cuda:0", "cuda:1"])])
+def test_auto_takes_the_best_device_there_is(monkeypatch, gpus: int, mps: bool, auto: str, visible: list[str]):
+    named = SimpleNamespace(name="NVIDIA H100 80GB HBM3", total_memory=85_000_000_000)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for owner, name, value in ((torch.cuda, "is_available", gpus > 0), (torch.cuda, "device_count", gpus),
+                               (torch.cuda, "get_device_properties", named), (torch.backends.mps, "is_available", mps)):
+        monkeypatch.setattr(owner, name, lambda *which, value=value: value)
+    found = hardware.device()
+    assert (found.kind, found.count) == (auto, max(1, gpus)) and hardware.visible_devices() == visible
+    assert (found.peak_flops, found.memory_bytes) == (989e12, 85_000_000_000) or auto != "cuda"
+    assert hardware.device("cpu").kind == "cpu" and hardware.visible_devices("cpu") == ["cpu"]
+    there = ["cuda"] * (gpus > 0) + ["mps"] * mps
+    for kind in {"cuda", "mps"} - set(there):
+        with pytest.raises(UserError, match=f"device='{kind}' is not on this machine: use .*{'.*'.join(there)}.*cpu"):
+            hardware.device(kind)
 
 
 def test_peak_memory_is_the_process_own_and_never_falls():
