@@ -172,9 +172,9 @@ def traffic(config: TrainConfig, processes: int, place: Path) -> dict[str, float
     gather_s, gathered = (statistics.median(sum(one[part] for one in step[2]) for step in steps) for part in (0, 1))
     share = (processes - 1) / processes
     form = {"reduced": 2 * sizing.weight_bytes(model) * share,
-            "gathered": sizing.gathered_bytes(model, processes) * share}
+            "gathered": sizing.gathered_bytes(model, processes, "float32") * share}
     link = reduced / processes / reduce_s
-    predicted_s = sizing.communication_s(model, replace(ACCELERATORS["H100"], link=link), processes)
+    predicted_s = sizing.communication_s(model, replace(ACCELERATORS["H100"], link=link), processes, dtype="float32")
     print(f"{processes} processes, MB sent by each in a step: gradients {reduced / processes / 1e6:.3f} (closed form "
           f"{form['reduced'] / 1e6:.3f}), updates {gathered / processes / 1e6:.3f} ({form['gathered'] / 1e6:.3f})")
     print(f"  all_reduce {1000 * reduce_s:.2f} ms, so the link carries {link / 1e9:.2f} GB/s; with it the closed form "

@@ -92,17 +92,17 @@ def test_communication_bounds_the_step():
     one, eight = (sizing.plan(GOLDILOCKS, nproc_per_node=count) for count in (1, 8))
     assert one.communication_s == 0
     # 16 matrices of 512 × 512, and 4 each of 2,048 × 512 and 512 × 2,048: of these, eight processes gather eight.
-    gradients, updates = 4 * 37_748_736, 4 * 512**2 * (16 + 2 * 4 * 8)
+    gradients, updates = 4 * 37_748_736, 2 * 512**2 * (16 + 2 * 4 * 8)    # float32 and bfloat16
     assert eight.communication_s == pytest.approx((2 * gradients + updates) * 7 / 8 / 450e9)
     nodes = sizing.plan(GOLDILOCKS, nproc_per_node=8, nnodes=4, mfu=1.0)
-    updates = 4 * 512**2 * (32 + 2 * 4 * 32)
+    updates = 2 * 512**2 * (32 + 2 * 4 * 32)
     assert nodes.world_size == 32
     assert nodes.communication_s == pytest.approx((2 * gradients + updates) * 31 / 32 / 400e9), "eight links a machine"
     lonely = sizing.plan(GOLDILOCKS, nproc_per_node=1, nnodes=2)
-    assert lonely.communication_s == pytest.approx((2 * gradients + 4 * 12_582_912) / 2 / 50e9)
+    assert lonely.communication_s == pytest.approx((2 * gradients + 2 * 12_582_912) / 2 / 50e9)
     ideal_s = sizing.flops_per_token(GOLDILOCKS) * 524_288 / (32 * 989e12)
     assert nodes.step_s == pytest.approx(ideal_s + nodes.communication_s)
-    assert nodes.mfu == pytest.approx(ideal_s / nodes.step_s) and nodes.mfu < 0.75
+    assert nodes.mfu == pytest.approx(ideal_s / nodes.step_s) and nodes.mfu < 0.8
     assert nodes.cost_usd == pytest.approx(nodes.train_s / 3600 * 32 * ACCELERATORS["H100"].usd_per_hour)
 
 

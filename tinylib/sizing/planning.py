@@ -13,7 +13,7 @@ from tinylib.config import GPTConfig, batch_problem
 from tinylib.hardware import ACCELERATORS, Accelerator
 from tinylib.sizing.budgets import BUDGETS, token_budget
 from tinylib.sizing.counts import flops_per_token
-from tinylib.sizing.memory import Memory, chunk_rows, largest_batch, memory, weight_bytes
+from tinylib.sizing.memory import BYTES, Memory, Precision, chunk_rows, largest_batch, memory, weight_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -177,8 +177,9 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86_400:.3g} days"
 
 
-def communication_s(config: GPTConfig, accelerator: Accelerator, nproc_per_node: int, nnodes: int = 1) -> float:
-    """Least seconds of a step for the all-reduce of float32 gradients and the all-gather of Muon's updates.
+def communication_s(config: GPTConfig, accelerator: Accelerator, nproc_per_node: int, nnodes: int = 1,
+                    dtype: Precision = "bfloat16") -> float:
+    """Least seconds of a step for the all-reduce of float32 gradients and the all-gather of Muon's updates in `dtype`.
 
     A ring sends 2·(n - 1)/n of the gradients' bytes and (n - 1)/n of `gathered_bytes` over its slowest link, without
     overlap with compute.  Between machines there are as many rings as devices per machine, each over its own link.
@@ -186,24 +187,25 @@ def communication_s(config: GPTConfig, accelerator: Accelerator, nproc_per_node:
 
     >>> from tinylib.config import PRESETS
     >>> f"{communication_s(PRESETS['goldilocks'], ACCELERATORS['H100'], 8):.5f}"
-    '0.00075'
+    '0.00067'
     """
     world_size = nproc_per_node * nnodes
-    sent = (2 * weight_bytes(config) + gathered_bytes(config, world_size)) * (world_size - 1) / world_size
+    sent = (2 * weight_bytes(config) + gathered_bytes(config, world_size, dtype)) * (world_size - 1) / world_size
     return sent / (accelerator.link if nnodes == 1 else min(accelerator.link, nproc_per_node * NETWORK))
 
 
-def gathered_bytes(config: GPTConfig, world_size: int) -> int:
-    """Bytes of the all-gather of Muon's float32 updates, with its padding.
+def gathered_bytes(config: GPTConfig, world_size: int, dtype: Precision = "bfloat16") -> int:
+    """Bytes of the all-gather of Muon's updates, which are in the precision of its iteration, with its padding.
 
     Every process contributes equally many matrices of a shape, so the last ones are padding if they don't divide.
 
     >>> from tinylib.config import PRESETS, GPTConfig
     >>> [gathered_bytes(PRESETS["goldilocks"], count) // 2**20 for count in (1, 2, 4, 8, 32)]
-    [48, 48, 48, 80, 288]
+    [24, 24, 24, 40, 144]
     """
     shapes = Counter(spec.shape for spec in config.tensors() if spec.role == "matrix")
-    return sum(4 * math.prod(shape) * world_size * math.ceil(count / world_size) for shape, count in shapes.items())
+    return BYTES[dtype] * sum(math.prod(shape) * world_size * math.ceil(count / world_size)
+                              for shape, count in shapes.items())
 
 
 def plan(config: GPTConfig, tokens: int | None = None, budget: str = "all", total_batch_size: int = 524_288,
