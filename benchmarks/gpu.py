@@ -8,9 +8,10 @@ part.  MFU (with sizing.flops_per_token) is given of the measured rate of a larg
 `tests` takes at most `--tests-s`; the rest is meant for 8 minutes of an H100, half of it compiling: where a machine is
 lent for less at a time, choose parts.
 
-Without `--shards` the text is random words by Zipf's law, so that no loss means anything.  On a machine without a
-network carry wheels of rustbpe (the tests' fixtures train tokenizers) and of tyro, docstring-parser and typeguard (the
-ranks of `launch` are `python -m tinylib train`); without tyro `run` trains in this process.
+Without `--shards` the text is random words by Zipf's law, so that no loss means anything.  On a machine where nothing
+can be installed set PYTHONPATH to the repository, and to unpacked wheels of rustbpe (the tests' fixtures train
+tokenizers) and of tyro, docstring-parser and typeguard (the ranks of `launch` are `python -m tinylib train`); without
+tyro `run` trains in this process.
 """
 
 from __future__ import annotations
