@@ -70,7 +70,7 @@ def tests(bench: Bench) -> Row:
 
 def peak(bench: Bench) -> Row:
     """What the device can do: a large matrix product, a large copy, and the products of one micro-batch alone."""
-    from training_step import roofline    # it imports transformers
+    from training_step import roofline  # it imports transformers
 
     rows = []
     for context in bench.contexts:
