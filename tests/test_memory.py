@@ -177,7 +177,9 @@ def test_muon_needs_so_many_copies_for_a_moment(dtype: torch.dtype):
 @pytest.mark.gpu
 @pytest.mark.parametrize("recompute", [False, True])
 def test_memory_on_a_gpu(recompute: bool):
+    """The formula counts three float32 copies of a chunk of logits; the compiled loss may do with two in bfloat16."""
     config = replace(PRESETS["goldilocks"], seq_len=1024)
+    before = torch.cuda.memory_allocated()    # what other tests still hold
     torch.cuda.reset_peak_memory_stats()
     model = GPT(config, dtype=torch.bfloat16).cuda()
     model.recompute = recompute
@@ -187,8 +189,10 @@ def test_memory_on_a_gpu(recompute: bool):
     for step in (0, 1):
         model(x_BT, x_BT).backward()
         optimizer.step(step)
-    formula = sizing.memory(config, 16, dtype="bfloat16", recompute=recompute).total
-    assert torch.cuda.max_memory_allocated() == pytest.approx(formula, rel=0.15)
+    most = sizing.memory(config, 16, dtype="bfloat16", recompute=recompute)
+    fused = 4 * config.vocab_size * (config.dim + sizing.chunk_rows(config.vocab_size, "cuda"))
+    least = replace(most, loss=fused)
+    assert 0.85 * least.total < torch.cuda.max_memory_allocated() - before < 1.15 * most.total
 
 
 def test_bytes():
