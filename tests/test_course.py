@@ -100,6 +100,7 @@ def test_the_notebooks_of_the_course_are_there():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1_200)
 def test_a_reader_s_own_design_goes_through_the_whole_course(tmp_path, monkeypatch):
     """Nothing about it is like the presets: depth, width, heads, split, softcap."""
     monkeypatch.setenv("TINYLIB_HOME", str(tmp_path))
