@@ -125,6 +125,7 @@ def quiet() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")    # as in a kernel
 @pytest.mark.parametrize("profile", ["gpu", *(pytest.param(name, marks=pytest.mark.slow) for name in ("smoke", "cpu"))])
 @pytest.mark.parametrize("notebook", [
     pytest.param(name, marks=[pytest.mark.slow] if name in ("01", "03") else []) for name in NOTEBOOKS])
@@ -133,14 +134,15 @@ def test_what_a_kernel_computes_fits_a_laptop(notebook: str, profile: str, tmp_p
     kernel = Kernel(profile, tmp_path, monkeypatch)
     kernel.run(NOTEBOOKS[notebook])
     assert kernel.bytes and max(kernel.bytes) <= LIMIT_BYTES
-    if short := kernel.names.get("short"):    # two processes of notebook 04, beside each other
+    if notebook == "04":    # its short runs have two processes, beside each other
+        short = kernel.names["short"]
         shape = kernel.scaled(short.model)
         assert 2 * sizing.memory(shape, short.device_batch_size).total < LIMIT_BYTES
         for gpus in (0, 1, 2, 8):
             monkeypatch.setattr(torch.cuda, "device_count", lambda count=gpus: count)
             assert hardware.visible_devices(short.device) == ["cpu"]
-    if base := kernel.names.get("base"):    # up to four processes of notebook 06
-        chunk = sizing.chunk_rows(kernel.real.vocab_size, "cuda")
+    if notebook == "06":    # it trains up to four small models at once
+        base, chunk = kernel.names["base"], sizing.chunk_rows(kernel.real.vocab_size, "cuda")
         for tied in (False, True):
             shape = kernel.scaled(replace(base.model, tied=tied))
             assert 4 * sizing.memory(shape, base.device_batch_size, rows=chunk).total < LIMIT_BYTES
