@@ -15,6 +15,8 @@ from tinylib import hardware, profiles
 from tinylib.checks import UserError
 from tinylib.config import PRESETS, ConfigError, GPTConfig, TrainConfig, from_json
 from tinylib.doctor import doctor
+from tinylib.launch import attach
+from tinylib.rundir import RunDirectory
 
 
 @pytest.mark.parametrize(("name", "known"), [
@@ -113,6 +115,19 @@ def test_a_saved_design_is_what_every_profile_call_trains(home: Path):
     assert profiles.profile("smoke").train == replace(TrainConfig(**vars(profiles.profile("smoke").train)), model=again)
     file.unlink()
     assert profiles.profile("smoke").train.model == own
+
+
+def test_the_profile_is_found_without_a_cuda_context(home: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also by name of a run: a kernel that only looks for a folder takes no GPU memory."""
+    monkeypatch.delenv("TINYLIB_PROFILE")
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: pytest.fail("CUDA is initialized"))
+    for there, name in ((True, "gpu"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert profiles.profile().name == name
+        run = RunDirectory(profiles.profile().runs / "untied")
+        run.create()
+        run.write_config(profiles.profile().train, 1)
+        assert attach("untied").path == run.path.resolve()    # of two with this name, the one in the profile
 
 
 def test_a_design_that_does_not_fit_the_batch_is_an_error(home: Path):

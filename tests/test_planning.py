@@ -62,6 +62,14 @@ def test_plan_of_goldilocks():
     assert sizing.plan(PRESETS["nano"], tokens=1).steps == 1
 
 
+@pytest.mark.parametrize(("vocab_size", "padded"), [(50_257, 50_304), (50_304, 50_304), (65, 128), (64, 64)])
+def test_a_vocabulary_that_tensor_cores_dislike_is_named(vocab_size, padded):
+    plan = sizing.plan(replace(PRESETS["nano"], vocab_size=vocab_size))
+    assert plan.vocab_padded == padded
+    assert plan.table().get("vocabulary", f"use {padded:,}").endswith(f"use {padded:,}")
+    assert ("vocabulary" in plan.table()) == (vocab_size != padded)
+
+
 def test_every_figure_has_a_name():
     figures = sizing.plan(GOLDILOCKS, nproc_per_node=8).figures()
     assert figures["steps"] == 1440 and figures["world_size"] == 8 and figures["memory"].total > 0

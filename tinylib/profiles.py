@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from tinylib import checks, hardware
+from tinylib import checks
 from tinylib.config import PRESETS, ConfigError, GPTConfig, TrainConfig, from_json, to_json
 
 
@@ -73,11 +73,18 @@ def profile(name: str | None = None) -> Profile:
 
 def _standard(name: str | None) -> Profile:
     """The profile with its own model, whatever design was saved."""
-    name = name or os.environ.get("TINYLIB_PROFILE") or ("gpu" if hardware.device().kind == "cuda" else "cpu")
+    name = name or os.environ.get("TINYLIB_PROFILE") or _default()
     if name not in _PROFILES:
         raise checks.UserError(f"profile={name!r} (TINYLIB_PROFILE) is not a profile: use {checks.join_or(_PROFILES)}")
     chosen = _PROFILES[name]
     return replace(chosen, train=replace(chosen.train, data=str(chosen.shards), run_dir=str(chosen.runs / "untied")))
+
+
+def _default() -> str:
+    """The profile of this machine; makes no CUDA context, which would take GPU memory only to find a folder."""
+    import torch
+
+    return "gpu" if torch.cuda.is_available() else "cpu"
 
 
 def save_design(config: GPTConfig, profile_name: str | None = None) -> Path:

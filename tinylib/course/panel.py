@@ -10,8 +10,8 @@ from tinylib import sizing
 from tinylib.config import PRESETS, ConfigError, GPTConfig
 from tinylib.plots import PALETTE, PARTS, human
 
-PLANNED = ("tokens", "steps", "devices", "micro-batch", "memory of a device", "MFU", "training", "cost")
-"""The lines of a plan that the panel shows."""
+PLANNED = ("vocabulary", "tokens", "steps", "devices", "micro-batch", "memory of a device", "MFU", "training", "cost")
+"""The lines of a plan that the panel shows; that of the vocabulary is advice, in some plans only."""
 
 
 def figures(config: GPTConfig, device: str = "H100", nproc_per_node: int = 1) -> dict[str, str]:
@@ -27,7 +27,8 @@ def figures(config: GPTConfig, device: str = "H100", nproc_per_node: int = 1) ->
         lines["lm_head"] = "the same table as wte"
     try:
         table = sizing.plan(config, device=device, nproc_per_node=nproc_per_node).table()
-        plan = {name: table[name] for name in PLANNED} | {"tokens": f"{table['tokens']} · 20 a parameter"}
+        table["tokens"] += " · 20 a parameter"
+        plan = {name: table[name] for name in PLANNED if name in table}
     except ConfigError as error:
         plan = {"plan": "; ".join(error.problems)}
     return lines | {

@@ -97,6 +97,14 @@ class Plan:
         return self.tokens * (2 if self.config.vocab_size <= 65_536 else 4)
 
     @property
+    def vocab_padded(self) -> int:
+        """Vocabulary size padded to a multiple of 64, with which tensor cores are most efficient in 16 bits.
+
+        Source: https://docs.nvidia.com/deeplearning/performance/dl-performance-matrix-multiplication, section 3.
+        """
+        return 64 * math.ceil(self.config.vocab_size / 64)
+
+    @property
     def memory(self) -> Memory:
         """Memory of one process in bfloat16."""
         rows = chunk_rows(self.config.vocab_size, self.accelerator.memory_bytes)
@@ -151,7 +159,10 @@ class Plan:
         assumed = " (assumed)" if self.is_assumed else ""
         again = ", activations recomputed" if self.recompute else ""
         machines = f"{self.nnodes} nodes of " if self.nnodes > 1 else ""
+        padded, size = self.vocab_padded, self.config.vocab_size
+        advice = f"{size:,} is not a multiple of 64, which slows tensor cores: use {padded:,}"
         return pd.Series({
+            **({} if padded == size else {"vocabulary": advice}),
             "tokens": f"{self.tokens:,}", "characters": f"{self.characters:.3g}",
             "text shards": f"{self.text_shards} ({self.text_shards * 0.1:.1f} GB compressed)",
             "tokens on disk": f"{self.token_bytes / 1e9:.2f} GB",
