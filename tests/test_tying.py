@@ -63,26 +63,34 @@ def optimizer_state(folder: Path, name: str) -> dict[str, torch.Tensor]:
 
 # Untie
 
-def test_untied_logits_are_the_same_to_the_last_bit(runs, tmp_path) -> None:
-    folder = tying.untie(newest(runs[True]), tmp_path / "untied")
+@pytest.mark.parametrize("rescale", [False, True])
+def test_untied_logits_are_those_of_the_tied_model(runs, tmp_path, rescale) -> None:
+    folder = tying.untie(newest(runs[True]), tmp_path / "untied", rescale=rescale)
     x_BT, _ = batch(runs[True])
     before, after = checkpoint.load_model(newest(runs[True])), checkpoint.load_model(folder)
-    assert torch.equal(before(x_BT), after(x_BT))
+    if rescale:
+        rms_V = after.wte.weight.square().mean(dim=1).sqrt()
+        assert rms_V.min() > 0.7 and rms_V.max() < 1.42
+        assert torch.allclose(before(x_BT), after(x_BT), atol=1e-2)
+    else:
+        assert torch.equal(before(x_BT), after(x_BT))
     assert after.config == replace(before.config, tied=False)
     for model in (before, after):
         assert sum(weight.numel() for weight in model.parameters()) == sum(
             spec.size for spec in model.config.tensors()) == 12 * 2 * 32**2 + (1 + (not model.config.tied)) * 320 * 32
 
 
-def test_untied_and_tied_again_is_the_same_checkpoint(runs, tmp_path) -> None:
-    there = tying.untie(newest(runs[True]), tmp_path / "untied")
+@pytest.mark.parametrize("rescale", [False, True])
+def test_untied_and_tied_again_is_the_same_checkpoint(runs, tmp_path, rescale) -> None:
+    there = tying.untie(newest(runs[True]), tmp_path / "untied", rescale=rescale)
     back = tying.tie(there, tmp_path / "tied", method="mean")
-    for file in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER):
-        first, last = load_file(newest(runs[True]) / file), load_file(back / file)
-        assert first.keys() == last.keys() and all(torch.equal(first[name], last[name]) for name in first)
-    for folder in (there, back):
-        first, last = (Tokenizer.load(path / checkpoint.TOKENIZER) for path in (newest(runs[True]), folder))
-        assert first.fingerprint == last.fingerprint
+    first, last = (load_file(folder / checkpoint.WEIGHTS) for folder in (newest(runs[True]), back))
+    assert first.keys() == last.keys() and all(torch.equal(first[name], last[name]) for name in first)
+    first, last = (load_file(folder / checkpoint.OPTIMIZER) for folder in (newest(runs[True]), back))
+    assert first.keys() == last.keys()
+    assert all(torch.allclose(first[name], last[name], rtol=2e-2, atol=0) for name in first)
+    first, last = (Tokenizer.load(folder / checkpoint.TOKENIZER) for folder in (newest(runs[True]), back))
+    assert first.fingerprint == last.fingerprint
     assert checkpoint.read_train_state(back) == checkpoint.read_train_state(newest(runs[True]))
 
 
@@ -192,7 +200,8 @@ def test_moments_of_the_tied_table_are_those_of_the_tied_gradient(runs, tmp_path
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_run_goes_on_from_it_with_its_optimizer_state(runs, tmp_path, tied) -> None:
     source = newest(runs[tied])
-    folder = (tying.untie if tied else tying.tie)(source, tmp_path / "changed")
+    folder = (tying.untie(source, tmp_path / "changed", rescale=False) if tied
+              else tying.tie(source, tmp_path / "changed"))
     config = replace(runs[tied], model=replace(runs[tied].model, tied=not tied), run_dir=str(tmp_path / "on"),
                      init_from=str(folder), init_state=True, steps=STEPS + 3)
     assert train(config).step == STEPS + 3
@@ -253,7 +262,7 @@ def test_the_verb_writes_a_run_that_other_verbs_take(home, call, tied) -> None:
     facts, made = json.loads(out), "tied-untied" if tied else "untied-tied"
     assert Path(facts["run"]) == home / "runs" / "mine" / made and "trained_run" not in facts
     if tied:
-        assert facts["before_bits_per_byte"] == facts["after_bits_per_byte"]
+        assert facts["before_bits_per_byte"] == pytest.approx(facts["after_bits_per_byte"], rel=1e-4)
     found = json.loads(call("eval", made, "--max-tokens", "2048", "--json")[1])
     assert found["bits_per_byte"] == pytest.approx(facts["after_bits_per_byte"], abs=1e-6)
     assert call("sample", made, "--max-tokens", "3")[0] == 0

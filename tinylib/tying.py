@@ -26,7 +26,7 @@ from tinylib.shards import Shards
 from tinylib.tokenizer import Tokenizer
 
 WTE, HEAD = "wte.weight", "lm_head.weight"
-EMBEDDING_WEIGHT = 1.0
+EMBEDDING_WEIGHT = 5.0
 """Weight of a change of 1 in the normed embedding against a change of 1 in the logit, both squared."""
 
 
@@ -55,18 +55,24 @@ def tie(folder: str | Path, target: str | Path, method: TieMethod = "least-chang
     return _write(folder, target, model, {WTE: table_VD}, optimizer, moments, state)
 
 
-def untie(folder: str | Path, target: str | Path) -> Path:
+def untie(folder: str | Path, target: str | Path, rescale: bool = True) -> Path:
     """Untied weights: write the tied checkpoint in `folder` as an untied one at `target`; returns `target`.
 
-    Both tables begin as the tied one, so the logits are the same to the last bit.  Raises as `tie` does.
+    Both tables begin as the tied one.  `rescale` multiplies each row of `wte` by a power of two, so that its entries
+    are of size 1, which `embedding_lr` is made for, and the logits change by what eps does; without it they are the
+    same to the last bit.  Raises as `tie` does.
     """
     model, state, optimizer = _read(folder, target, tied=True)
     table_VD = model.wte.weight.detach()
+    exponent_V = -table_VD.square().mean(dim=1).clamp_min(NORM_EPS).sqrt().log2().round()
+    scale_V1 = torch.ldexp(torch.ones(()), exponent_V * rescale)[:, None]
     # A tied gradient is the sum of the two roles' gradients, and nothing tells how much was whose: half for each, so
     # that tying again gives the state back.  AdamW forgets it in 1 / (1 - β) steps, 5 and 20.
-    moments = {f"{name}/{key}": value if key == "step" else value / 2
-               for name in (WTE, HEAD) for key, value in _of(optimizer, WTE).items()}
-    return _write(folder, target, model, {WTE: table_VD, HEAD: table_VD}, optimizer, moments, state)
+    halves = {key: value if key == "step" else value / 2 for key, value in _of(optimizer, WTE).items()}
+    moments = {f"{HEAD}/{key}": value for key, value in halves.items()} | {
+        f"{WTE}/step": halves["step"], f"{WTE}/exp_avg": halves["exp_avg"] / scale_V1,
+        f"{WTE}/exp_avg_sq": halves["exp_avg_sq"] / scale_V1.square()}
+    return _write(folder, target, model, {WTE: table_VD * scale_V1, HEAD: table_VD}, optimizer, moments, state)
 
 
 def least_change(wte_VD: Tensor, head_VD: Tensor, moment_DD: Tensor, weight: float = EMBEDDING_WEIGHT) -> Tensor:
