@@ -27,7 +27,10 @@ from tinylib.tokenizer import Tokenizer
 
 WTE, HEAD = "wte.weight", "lm_head.weight"
 EMBEDDING_WEIGHT = 5.0
-"""Weight of a change of 1 in the normed embedding against a change of 1 in the logit, both squared."""
+"""Weight of the squared change of a normed embedding's entry against that of a logit.
+
+Measured on nano after 600 steps on Python's documentation, bits per byte tied: 2 gives 3.403, 5 3.109, 10 3.118.
+"""
 
 
 def tie(folder: str | Path, target: str | Path, method: TieMethod = "least-change",
