@@ -107,7 +107,7 @@ def tie(run: RunName, output: Path | None = None, untie: bool = False, method: T
         output: run directory to write; None adds "-tied" or "-untied" to the run's
         untie: make two tables of one
         method: least change of logits and normed embeddings, the mean of both tables, or one of them
-        steps: further steps, as a run of its own beside the output, with optimizer state and schedule
+        steps: steps of a run of its own, OUTPUT-trained, that starts from it with a schedule of its own
         max_tokens: validation tokens to evaluate on
     """
     from tinylib.checkpoint import load_model
@@ -130,7 +130,7 @@ def tie(run: RunName, output: Path | None = None, untie: bool = False, method: T
              "before_bits_per_byte": before.bits_per_byte, "after_bits_per_byte": after.bits_per_byte}
     if steps:
         config = dataclasses.replace(config, run_dir=str(trained.path), init_from=str(made.checkpoint()),
-                                     init_state=True, steps=step + steps, device=device)
+                                     init_state=False, steps=steps, device=device)
         start(config, callback=show_progress(trained, config.steps, sys.stderr))
         facts |= {"trained_run": trained.path, "trained_bits_per_byte": evaluated(trained.checkpoint()).bits_per_byte}
     return Result(facts)
