@@ -28,6 +28,7 @@ HOUSE = {
     "model": "the GPT and its KV cache",
     "optim": "Muon and AdamW by parameter role, learning-rate schedule, gradient scaling",
     "checkpoint": "atomic checkpoints, exact resume, starting from another run",
+    "tying": "tied tables out of a trained untied checkpoint, and the other way round",
     "generate": "sampling",
     "evaluate": "bits per byte, confidence intervals, compressors",
     "recorder": "step times, metric records, status and event files of a training run",

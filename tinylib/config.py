@@ -22,6 +22,7 @@ DeviceKind = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 MatrixOptimizer = Literal["muon", "adamw"]
 Switch = Literal["auto", "on", "off"]
+TieMethod = Literal["least-change", "mean", "embedding", "head"]
 _CHOICES = {"DeviceKind": get_args(DeviceKind), "Precision": get_args(Precision), "Switch": get_args(Switch),
             "MatrixOptimizer": get_args(MatrixOptimizer), "bool": (True, False)}
 """Legal values by the annotation of a field."""

@@ -1,4 +1,4 @@
-"""Verbs that train a model and use what was trained: train, eval, sample, export."""
+"""Verbs that train a model and use what was trained: train, eval, sample, tie, export."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from tinylib.checks import UserError
 from tinylib.cli import tables
 from tinylib.cli.verbs import Flags, Result, RunName, verb
-from tinylib.config import DeviceKind, TrainConfig
+from tinylib.config import DeviceKind, TieMethod, TrainConfig, from_dict
 from tinylib.launch import attach, write_slurm
-from tinylib.rundir import RunDirectory, find_run, show_progress
+from tinylib.rundir import Eval, RunDirectory, find_run, show_progress
 from tinylib.shards import Shards
 from tinylib.tokenizer import Tokenizer
 
@@ -99,6 +99,44 @@ def sample(run: RunName, prompt: str = "", max_tokens: int = 200, temperature: f
 
 
 @verb()
+def tie(run: RunName, output: Path | None = None, untie: bool = False, method: TieMethod = "least-change",
+        steps: int = 0, max_tokens: int = 65_536, device: DeviceKind = "auto") -> Result:
+    """Tie the two tables of a run's newest checkpoint, or untie them, as a new run; train that on if asked.
+
+    Args:
+        output: run directory to write; None adds "-tied" or "-untied" to the run's
+        untie: make two tables of one
+        method: least change of logits and normed embeddings, the mean of both tables, or one of them
+        steps: steps of a run of its own, OUTPUT-trained, that starts from it with a schedule of its own
+        max_tokens: validation tokens to evaluate on
+    """
+    from tinylib.checkpoint import load_model
+    from tinylib.evaluate import Score, score
+    from tinylib.hardware import device as find_device
+    from tinylib.train import train as start
+
+    def evaluated(checkpoint: Path) -> Score:
+        return score(load_model(checkpoint, find_device(device).kind), held_out, max_tokens=max_tokens)
+
+    source, last = find_run(run), f"-{'untied' if untie else 'tied'}"
+    made = RunDirectory(output or source.path.with_name(source.path.name + last))
+    trained = RunDirectory(made.path.with_name(f"{made.name}-trained"))
+    _raise_if_taken(made, *[trained] * (steps > 0))
+    held_out = Shards(source.read_config()["train"]["data"], "val")
+    config, step = _write_run(source, made, held_out, None if untie else method)
+    before, after = evaluated(source.checkpoint(step)), evaluated(made.checkpoint())
+    made.append(Eval(step, after.bits_per_byte, after.loss))
+    facts = {"run": made.path, "step": step, "method": None if untie else method, "tokens": after.tokens,
+             "before_bits_per_byte": before.bits_per_byte, "after_bits_per_byte": after.bits_per_byte}
+    if steps:
+        config = dataclasses.replace(config, run_dir=str(trained.path), init_from=str(made.checkpoint()),
+                                     init_state=False, steps=steps, device=device)
+        start(config, callback=show_progress(trained, config.steps, sys.stderr))
+        facts |= {"trained_run": trained.path, "trained_bits_per_byte": evaluated(trained.checkpoint()).bits_per_byte}
+    return Result(facts)
+
+
+@verb()
 def export(run: RunName, out: Path) -> Result:
     """Write a run's newest checkpoint as a folder that transformers loads.
 
@@ -109,3 +147,28 @@ def export(run: RunName, out: Path) -> Result:
 
     checkpoint = find_run(run).checkpoint()
     return Result({"checkpoint": checkpoint, "out": export_transformers(checkpoint, out)})
+
+
+def _raise_if_taken(*runs: RunDirectory) -> None:
+    for run in runs:
+        if run.path.exists():
+            raise FileExistsError(f"output={str(run.path)!r} is taken: choose another with --output, or remove it")
+
+
+def _write_run(source: RunDirectory, made: RunDirectory, held_out: Shards,
+               method: TieMethod | None) -> tuple[TrainConfig, int]:
+    """Write the run `made`, the newest checkpoint of `source` tied by `method` (None: untied); its config and step."""
+    from tinylib.tying import tie, untie
+
+    folder, written = source.checkpoint(), source.read_config()
+    old, step = from_dict(TrainConfig, written["train"]), source.saved_steps()[-1]
+    target = made.checkpoint_path(step)
+    if method is None:
+        untie(folder, target)
+    else:
+        tie(folder, target, method, held_out)
+    model = dataclasses.replace(old.model, tied=not old.model.tied)
+    config = dataclasses.replace(old, model=model, run_dir=str(made.path))
+    made.write_config(config, written["world_size"], launch=written.get("launch"))
+    made.write_status("finished" if step >= config.steps else "stopped", step=step, steps=config.steps)
+    return config, step
