@@ -24,7 +24,7 @@ from tinylib.launch import Run, attach, launch, show
 from tinylib.launch.stop import wait_until
 from tinylib.launch.view import Controls, Snapshot, log_end
 from tinylib.plots.training import LiveCurves
-from tinylib.rundir import Curve, Eval, Header, Progress, Step, progress_line
+from tinylib.rundir import Eval, Header, Progress, Step, downsampled, progress_line
 from tinylib.rundir.records import to_line
 
 STEP_S = 0.25
@@ -58,21 +58,17 @@ def snapshot(run: Run) -> Snapshot:
 @pytest.mark.parametrize("count", [1, 7, 500, 501, 12_345])
 def test_a_thin_curve_keeps_the_mean_and_the_ends(count):
     values = np.random.default_rng(0).normal(size=count)
-    curve = Curve(most=500)
-    for number, value in enumerate(values, start=1):
-        curve.add(number, float(value))
-    ends, means, counts = (np.array(column) for column in zip(*curve.points, strict=True))
-    assert len(ends) <= 500 and ends[-1] == count and list(ends) == list(np.cumsum(counts))
-    for start, end, mean in zip([0, *ends], ends, means, strict=False):
-        assert mean == pytest.approx(values[start:end].mean(), abs=1e-12)
-    assert count <= 500 or len(ends) > 250
+    curve = downsampled(dict(enumerate(values, start=1)))
+    ends = curve.index.astype(int)
+    assert len(ends) <= 500 and ends[-1] == count and ends.is_monotonic_increasing
+    for start, (end, mean) in zip([0, *ends], curve.items(), strict=False):
+        assert mean == pytest.approx(values[start:int(end)].mean(), abs=1e-12)
+    assert len(ends) == count if count <= 500 else len(ends) > 250
 
 
 def test_a_value_that_is_no_number_leaves_no_trace():
-    curve = Curve()
-    for value in (1.0, math.nan, math.inf, 3.0):
-        curve.add(1, value)
-    assert list(curve.series()) == [1.0, 3.0]
+    assert list(downsampled({1: 1.0, 2: math.nan, 3: math.inf, 4: 3.0})) == [1.0, 3.0]
+    assert not len(downsampled({})) and not len(downsampled({1: math.nan}))
 
 
 def test_reading_on_equals_reading_all(run):
@@ -139,7 +135,7 @@ def test_the_line_says_what_the_files_say(run):
     progress.read()
     line = progress_line("byhand", progress.facts("running", 100, run.status()["ranks"]))
     assert line == ("byhand: running  step 40 of 100 ████████░░░░░░░░░░░░  loss 0.250  2.500 bits per byte  "
-                    "1,024 tokens/s  MFU n/a  3.00 GB  0:15 left")
+                    "1,024 tokens/s  MFU n/a  3.00 GB  0:00:15 left")
     run.append(step(41, mfu=0.4567))
     progress.read()
     assert "MFU 45.7%" in progress.facts("stopped", 100)["MFU"] and "time left" not in progress.facts("stopped", 100)

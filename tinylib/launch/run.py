@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -32,8 +33,7 @@ class RunFailed(RuntimeError):
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows: the frames of the rank, not those of the cell that waited for it."""
-        first, *rest = str(self).splitlines()
-        return [f"{type(self).__name__}: {first}", *rest]
+        return f"{type(self).__name__}: {self}".splitlines()
 
 
 class RunStopped(RuntimeError):
@@ -148,7 +148,9 @@ class Run(RunDirectory):
 
     def remove(self) -> None:
         """Delete the run directory; raises UserError while a process of the run is alive."""
-        start.remove(self)
+        start.raise_if_alive(self)
+        if self.path.is_dir():
+            shutil.rmtree(self.path)
 
     def __repr__(self) -> str:
         status = self.status()
@@ -205,8 +207,7 @@ def launch(config: TrainConfig, nproc_per_node: int | Literal["auto"] = "auto", 
     run, there = Run(config.run_dir), hardware.visible_devices(config.device)
     processes = len(there) if nproc_per_node == "auto" else nproc_per_node
     settings = LaunchSettings(processes, nnodes, rdzv_endpoint, max_restarts)
-    checks.raise_if("launch", [settings.devices_problem(there), settings.endpoint_problem(),
-                               settings.batch_problem(config)])
+    checks.raise_if("launch", settings.problems(config, there))
     check_tensorboard(config)
     open_splits(config.data, config.model.vocab_size)
     given = there[:processes]

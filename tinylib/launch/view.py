@@ -61,9 +61,13 @@ class Snapshot:
         except FileNotFoundError:    # removed meanwhile
             return cls(run.name, "lost", {"state": f"there is no run at {run.path}"})
 
+    def line(self) -> str:
+        """Name and facts as one line."""
+        return progress_line(self.name, self.facts)
+
     def text(self) -> str:
         """One line for the run, one for each rank, and the failure."""
-        return "\n".join([progress_line(self.name, self.facts), *(f"  {line}" for line in _aligned(self.ranks)),
+        return "\n".join([self.line(), *(f"  {line}" for line in _aligned(self.ranks)),
                           *self.failure.splitlines()])
 
     def html(self) -> str:
@@ -169,7 +173,7 @@ class View:
                 self._show_picture(now=last or all(snapshot.state in ENDED for snapshot in snapshots))
             else:
                 for snapshot in snapshots:
-                    self._line.show(progress_line(snapshot.name, snapshot.facts), last)
+                    self._line.show(snapshot.line, last)
             for control, snapshot in zip(self.controls, snapshots, strict=False):
                 control.follow(snapshot)
         return any(snapshot.alive for snapshot in snapshots)
@@ -196,7 +200,7 @@ class View:
 
     def _show_picture(self, now: bool) -> None:
         """Draw the curves if they have changed; unless `now`, for a tenth of the time at most."""
-        seen = [(list(progress.losses.points), list(progress.scores.points)) for progress in self._progress]
+        seen = [(list(progress.recent), progress.evaluation) for progress in self._progress]
         began_s = time.monotonic()
         if seen == self._drawn or not any(map(any, seen)) or (began_s < self._due_s and not now):
             return

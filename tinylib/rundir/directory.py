@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from tinylib import files, profiles
-from tinylib.checks import UserError
+from tinylib.checks import UserError, join_or
 from tinylib.config import TrainConfig
 from tinylib.files import read_json, write_json
 from tinylib.rundir.processes import Process
@@ -86,7 +86,7 @@ class RunDirectory:
 
     def write_pid(self, role: str, process: Process | None = None) -> None:
         """Record `process`, by default the calling one, as `role`: "agent" or "rank0", "rank1" …"""
-        write_json(self.pids / f"{role}.json", asdict(process or Process.current()))
+        write_json(self.pids / f"{role}.json", asdict(process or Process.of()))
 
     def remove_pid(self, role: str) -> None:
         """Remove the record of `role`, because its process has left the run even if it lives on."""
@@ -103,12 +103,6 @@ class RunDirectory:
             file.unlink(missing_ok=True)
         for folder in (self.path, self.checkpoints, self.logs, self.pids):
             files.remove_stale(folder)
-
-    def forget_start(self) -> None:
-        """Remove what the last start left, its status too, before the run starts again."""
-        self.remove_stale()
-        for file in (self.status_file, *self.pids.glob("*.json")):
-            file.unlink(missing_ok=True)
 
     def append(self, record: Record) -> None:
         """Append one record to the metrics."""
@@ -234,9 +228,8 @@ class RunDirectory:
 def runs(folder: str | os.PathLike[str] | None = None) -> list[RunDirectory]:
     """The runs in `folder` and in the folders in it, by default the home's, the one started last at the end."""
     folder = profiles.home() / "runs" if folder is None else Path(folder)
-    paths = [path for pattern in ("*", "*/*") for path in folder.glob(pattern)]
-    found = [RunDirectory(path) for path in paths if path.is_dir() and os.access(path, os.R_OK | os.X_OK)]
-    return sorted((run for run in found if run.exists()), key=lambda run: run.config_file.stat().st_mtime)
+    found = [file for pattern in ("*/config.json", "*/*/config.json") for file in folder.glob(pattern)]
+    return [RunDirectory(file.parent) for file in sorted(found, key=lambda file: file.stat().st_mtime)]
 
 
 def find_run(name: str | os.PathLike[str]) -> RunDirectory:
@@ -247,18 +240,16 @@ def find_run(name: str | os.PathLike[str]) -> RunDirectory:
     """
     if RunDirectory(name).exists():
         return RunDirectory(name)
-    everything = runs()
-    found = [run for run in everything if str(name) in (run.name, f"{run.path.parent.name}/{run.name}")]
+    labels = {f"{run.path.parent.name}/{run.name}": run for run in runs()}
+    found = [label for label, run in labels.items() if str(name) in (label, run.name)]
+    if len(found) > 1 and (own := f"{profiles.profile().runs.name}/{name}") in found:
+        found = [own]
     if len(found) > 1:
-        found = [run for run in found if run.path.parent == profiles.profile().runs.resolve()] or found
+        raise UserError(f"run={str(name)!r} is the name of several runs: use {join_or(found)}")
     if not found:
-        there = ", ".join(f"{run.path.parent.name}/{run.name}" for run in everything) or "none"
         raise FileNotFoundError(f"run={str(name)!r} is neither a run directory nor the name of a run: there are "
-                                + there)
-    if len(found) > 1:
-        raise UserError(f"run={str(name)!r} is the name of several runs: use "
-                          + " or ".join(f"{run.path.parent.name}/{run.name}" for run in found))
-    return found[0]
+                                + (", ".join(labels) or "none"))
+    return labels[found[0]]
 
 
 def plain(config: Any) -> dict[str, Any]:
