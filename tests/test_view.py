@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import itertools
 import json
@@ -22,7 +23,7 @@ from tinylib.config import ConfigError
 from tinylib.files import lines_backwards
 from tinylib.launch import Run, attach, launch, show
 from tinylib.launch.stop import wait_until
-from tinylib.launch.view import Controls, Snapshot, log_end
+from tinylib.launch.view import Controls, Snapshot
 from tinylib.plots.training import LiveCurves
 from tinylib.rundir import Eval, Header, Progress, Step, downsampled, progress_line
 from tinylib.rundir.records import to_line
@@ -271,21 +272,19 @@ def test_what_a_button_could_not_do_is_said(run, controls):
     assert not controls.resume.disabled
 
 
-def test_the_end_of_a_log(tmp_path):
-    file = tmp_path / "rank0.log"
-    assert log_end(file) == "nothing was printed yet"
-    file.write_text("")
-    assert log_end(file) == "nothing was printed yet"
-    file.write_text("one\ntwo <b>\n")
-    assert log_end(file) == "one\ntwo <b>"
+def test_the_end_of_a_log(run, controls):
+    controls.log.value, file = True, run.log_file(None)
     lines = [f"{number} " + "ü" * random.Random(number).randrange(300) for number in range(1000)]
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    assert log_end(file) == "\n".join(lines[-40:])[-8_000:]
+    for written, shown in (("", "nothing was printed yet"), ("one\ntwo <b>\n", "one\ntwo <b>"),
+                           ("\n".join(lines) + "\n", "\n".join(lines[-40:])[-8_000:])):
+        file.write_text(written, encoding="utf-8")
+        controls.follow(replace(snapshot(run), ranks=()))
+        assert f">{html.escape(shown)}</pre>" in controls.text.value
 
 
 def test_the_log_of_the_chosen_rank(run, controls):
     run.log_file(0).write_text("I am rank 0 & well\n")
-    run.agent_log.write_text("I am torchrun\n")
+    run.log_file(None).write_text("I am torchrun\n")
     controls.follow(snapshot(run))
     assert controls.rank.options == ("rank 0", "rank 1", "torchrun")
     assert not controls.text.value and controls.rank.layout.display == "none"
@@ -327,7 +326,7 @@ show(run)
 """, """
 again = SHOWN[run.path,]
 assert wait_until(lambda: not view.live, 30) and again.live
-again.box.close()
+again.close()
 assert wait_until(lambda: not again.live, 30)
 run.watch()
 print(run.state, list(run.metrics().index) == list(range(1, 201)))

@@ -46,7 +46,6 @@ class RunDirectory:
         self.events = self.path / "tensorboard"
         self.logs = self.path / "logs"
         self.pids = self.path / "pids"
-        self.agent_log = self.logs / "agent.log"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
@@ -60,9 +59,9 @@ class RunDirectory:
         """Whether a run was ever begun here."""
         return self.config_file.is_file()
 
-    def log_file(self, rank: int) -> Path:
-        """Standard output and error of the process of `rank`."""
-        return self.logs / f"rank{rank}.log"
+    def log_file(self, rank: int | None) -> Path:
+        """Standard output and error of the process of `rank`; None asks for torchrun's own."""
+        return self.logs / ("agent.log" if rank is None else f"rank{rank}.log")
 
     # Writers
 
@@ -164,13 +163,10 @@ class RunDirectory:
 
     def status(self) -> dict[str, Any]:
         """The state as rank 0 last wrote it; "lost" if the state says running and no process of the run is alive."""
-        nothing = {"state": "starting"}
-        status = read_json(self.status_file) or nothing
-        if status["state"] not in ENDED and not (self.alive() or self.remote_processes()):
-            # The last process may have ended between the two readings: what it wrote last is what counts.
-            status = read_json(self.status_file) or nothing
-            if status["state"] not in ENDED:
-                status["state"] = "lost"
+        alive = self.alive() or self.remote_processes()    # before reading: what a dead process wrote is all there
+        status = read_json(self.status_file) or {"state": "starting"}
+        if status["state"] not in ENDED and not alive:
+            status["state"] = "lost"
         return status
 
     def processes(self) -> dict[str, Process]:
@@ -201,9 +197,7 @@ class RunDirectory:
 
     def saved_steps(self) -> list[int]:
         """Steps with a complete checkpoint, oldest first."""
-        if not self.checkpoints.is_dir():
-            return []
-        names = [re.fullmatch(r"step_(\d+)", folder.name) for folder in self.checkpoints.iterdir()]
+        names = [re.fullmatch(r"step_(\d+)", folder.name) for folder in self.checkpoints.glob("step_*")]
         return sorted(int(name[1]) for name in names if name)
 
     def best_step(self) -> int | None:
