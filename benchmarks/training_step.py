@@ -31,7 +31,8 @@ from tinylib import corpus, hardware, train
 from tinylib.config import PRESETS, GPTConfig, TrainConfig
 from tinylib.export import hf_config
 from tinylib.model import GPT
-from tinylib.rundir import RunDirectory
+from tinylib.recorder import Recorder
+from tinylib.rundir import Record, Step
 from tinylib.shards import build
 from tinylib.tokenizer import Tokenizer
 
@@ -117,25 +118,27 @@ def interleaved(config: TrainConfig, others: Contenders) -> Ledger:
     """Train as `config` says; after each step every one of `others` has its turn.  The first step is warm-up."""
     ledger = Ledger()
 
-    class Between(RunDirectory):
+    class Between(Recorder):
         """Where the loop hands over its records, outside of the time that it takes for a step."""
 
-        def append_metrics(self, record: dict[str, object]) -> None:
-            ledger.timed("records", super().append_metrics)(record)
-            if record["kind"] == "step":
-                ledger.steps[-1] |= {"step": record["dt_s"], "data": record["data_s"]}
-
-        def write_status(self, state: str, **facts: object) -> None:
-            ledger.timed("records", super().write_status)(state, **facts)
-            if "step" in ledger.steps[-1]:
+        def append(self, record: Record) -> None:
+            ledger.timed("records", super().append)(record)
+            if isinstance(record, Step):
+                ledger.steps[-1] |= {"step": record.dt_s, "data": record.data_s}
                 for name, work in others.items():
                     ledger.timed(name, work)()
                 ledger.steps.append(defaultdict(float))
+                self.start_clock()
 
-    hooks = ledger.optimizers()
+    hooks, update = ledger.optimizers(), train.Trainer._update
     accumulate = ledger.timed("accumulation", train.Trainer._accumulate)
-    with patch.object(train, "RunDirectory", Between), patch.object(
-            train.Trainer, "_accumulate", lambda *args: accumulate(*args)):
+
+    def update_and_wait(trainer: train.Trainer, data_s: float) -> None:
+        update(trainer, data_s)
+        trainer._flush()    # on CUDA a step is recorded during the next one, and the others would wait for that one
+
+    with (patch.object(train, "Recorder", Between), patch.object(train.Trainer, "_update", update_and_wait),
+          patch.object(train.Trainer, "_accumulate", lambda *args: accumulate(*args))):
         train.train(config)
     for hook in hooks:
         hook.remove()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -279,6 +280,14 @@ def test_attach_finds_the_latest(finished, config, tmp_path, monkeypatch):
         RunDirectory(folder / name).write_config(config, 1)
         os.utime(folder / name / "config.json", (0, 0) if name == "old" else None)
     assert attach().name == "new"
-    assert attach("old").name == "old"
+    assert attach("old").name == attach("smoke/old").name == "old"
+    for profile in ("one", "two"):
+        for name in ("old", "twice"):
+            RunDirectory(tmp_path / "runs" / profile / name).write_config(config, 1)
+    assert attach("old").path == folder / "old", "the profile's own"
+    with pytest.raises(ValueError, match="'twice' is the name of several runs: use (one|two)/twice or"):
+        attach("twice")
+    for profile in ("one", "two"):
+        shutil.rmtree(tmp_path / "runs" / profile)
     assert [run.name for run in runs(tmp_path / "runs")] == ["old", "new"]
     assert attach().state == "lost"

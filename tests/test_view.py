@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import itertools
 import json
@@ -22,9 +23,9 @@ from tinylib.config import ConfigError
 from tinylib.files import lines_backwards
 from tinylib.launch import Run, attach, launch, show
 from tinylib.launch.stop import wait_until
-from tinylib.launch.view import Controls, Snapshot, log_end
+from tinylib.launch.view import Controls, Snapshot
 from tinylib.plots.training import LiveCurves
-from tinylib.rundir import Curve, Eval, Header, Progress, Step, progress_line
+from tinylib.rundir import Eval, Header, Progress, Step, downsampled, progress_line
 from tinylib.rundir.records import to_line
 
 STEP_S = 0.25
@@ -58,21 +59,17 @@ def snapshot(run: Run) -> Snapshot:
 @pytest.mark.parametrize("count", [1, 7, 500, 501, 12_345])
 def test_a_thin_curve_keeps_the_mean_and_the_ends(count):
     values = np.random.default_rng(0).normal(size=count)
-    curve = Curve(most=500)
-    for number, value in enumerate(values, start=1):
-        curve.add(number, float(value))
-    ends, means, counts = (np.array(column) for column in zip(*curve.points, strict=True))
-    assert len(ends) <= 500 and ends[-1] == count and list(ends) == list(np.cumsum(counts))
-    for start, end, mean in zip([0, *ends], ends, means, strict=False):
-        assert mean == pytest.approx(values[start:end].mean(), abs=1e-12)
-    assert count <= 500 or len(ends) > 250
+    curve = downsampled(dict(enumerate(values, start=1)))
+    ends = curve.index.astype(int)
+    assert len(ends) <= 500 and ends[-1] == count and ends.is_monotonic_increasing
+    for start, (end, mean) in zip([0, *ends], curve.items(), strict=False):
+        assert mean == pytest.approx(values[start:int(end)].mean(), abs=1e-12)
+    assert len(ends) == count if count <= 500 else len(ends) > 250
 
 
 def test_a_value_that_is_no_number_leaves_no_trace():
-    curve = Curve()
-    for value in (1.0, math.nan, math.inf, 3.0):
-        curve.add(1, value)
-    assert list(curve.series()) == [1.0, 3.0]
+    assert list(downsampled({1: 1.0, 2: math.nan, 3: math.inf, 4: 3.0})) == [1.0, 3.0]
+    assert not len(downsampled({})) and not len(downsampled({1: math.nan}))
 
 
 def test_reading_on_equals_reading_all(run):
@@ -139,7 +136,7 @@ def test_the_line_says_what_the_files_say(run):
     progress.read()
     line = progress_line("byhand", progress.facts("running", 100, run.status()["ranks"]))
     assert line == ("byhand: running  step 40 of 100 ████████░░░░░░░░░░░░  loss 0.250  2.500 bits per byte  "
-                    "1,024 tokens/s  MFU n/a  3.00 GB  0:15 left")
+                    "1,024 tokens/s  MFU n/a  3.00 GB  0:00:15 left")
     run.append(step(41, mfu=0.4567))
     progress.read()
     assert "MFU 45.7%" in progress.facts("stopped", 100)["MFU"] and "time left" not in progress.facts("stopped", 100)
@@ -275,21 +272,19 @@ def test_what_a_button_could_not_do_is_said(run, controls):
     assert not controls.resume.disabled
 
 
-def test_the_end_of_a_log(tmp_path):
-    file = tmp_path / "rank0.log"
-    assert log_end(file) == "nothing was printed yet"
-    file.write_text("")
-    assert log_end(file) == "nothing was printed yet"
-    file.write_text("one\ntwo <b>\n")
-    assert log_end(file) == "one\ntwo <b>"
+def test_the_end_of_a_log(run, controls):
+    controls.log.value, file = True, run.log_file(None)
     lines = [f"{number} " + "ü" * random.Random(number).randrange(300) for number in range(1000)]
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    assert log_end(file) == "\n".join(lines[-40:])[-8_000:]
+    for written, shown in (("", "nothing was printed yet"), ("one\ntwo <b>\n", "one\ntwo <b>"),
+                           ("\n".join(lines) + "\n", "\n".join(lines[-40:])[-8_000:])):
+        file.write_text(written, encoding="utf-8")
+        controls.follow(replace(snapshot(run), ranks=()))
+        assert f">{html.escape(shown)}</pre>" in controls.text.value
 
 
 def test_the_log_of_the_chosen_rank(run, controls):
     run.log_file(0).write_text("I am rank 0 & well\n")
-    run.agent_log.write_text("I am torchrun\n")
+    run.log_file(None).write_text("I am torchrun\n")
     controls.follow(snapshot(run))
     assert controls.rank.options == ("rank 0", "rank 1", "torchrun")
     assert not controls.text.value and controls.rank.layout.display == "none"
@@ -331,7 +326,7 @@ show(run)
 """, """
 again = SHOWN[run.path,]
 assert wait_until(lambda: not view.live, 30) and again.live
-again.box.close()
+again.close()
 assert wait_until(lambda: not again.live, 30)
 run.watch()
 print(run.state, list(run.metrics().index) == list(range(1, 201)))

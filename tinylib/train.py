@@ -112,7 +112,7 @@ class Trainer:
         start = find_start(config, self.directory, self.shards, self.dtype, newest)
         self.directory.create()    # everything is valid: from here on the run directory is written
         taken = hardware.visible_devices(world.device.type)[world.device.index or 0]
-        self.directory.write_pid(f"rank{world.rank}", Process.current(taken))
+        self.directory.write_pid(f"rank{world.rank}", Process.of(devices=taken))
         if world.rank == 0 and os.environ.get(LAUNCHED) != "1":
             self.directory.write_config(config, world.size)
         self.step = start.step

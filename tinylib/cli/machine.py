@@ -55,7 +55,7 @@ def show(run: RunName, lines: int = 10) -> Result:
         **{name: getattr(step, name, None) for name in ("tokens_per_s", "mfu", "grad_norm")},
         "alive": {role: process.pid for role, process in chosen.alive().items()},
         "elsewhere": {} if chosen.state in ENDED else {role: process.host for role, process in elsewhere.items()}}
-    tail = failure or "\n".join(chosen.log().splitlines()[-lines:])
+    tail = failure or chosen.log(lines=lines)
     return Result(facts | {"failure": failure, "log": None if failure else tail},
                   f"{tables.facts(facts)}\n\n{tail}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -32,8 +33,7 @@ class RunFailed(RuntimeError):
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows: the frames of the rank, not those of the cell that waited for it."""
-        first, *rest = str(self).splitlines()
-        return [f"{type(self).__name__}: {first}", *rest]
+        return f"{type(self).__name__}: {self}".splitlines()
 
 
 class RunStopped(RuntimeError):
@@ -50,17 +50,15 @@ class Run(RunDirectory):
         "restarting" replaces "failed" and "stopped" while a torchrun is alive that may start the ranks again.
         """
         state: State = self.status()["state"]
-        if state in ("finished", "lost"):
-            return "failed" if state == "lost" and self.errors() else state
-        if self.errors():
+        if state != "finished" and self.errors():
             state = "failed"
-        may_restart = state in ENDED and self._settings().max_restarts > 0 and any(
+        may_restart = state in ("failed", "stopped") and self._settings().max_restarts > 0 and any(
             role.startswith("agent") for role in self.alive() | self.remote_processes())
         return "restarting" if may_restart else state
 
-    def log(self, rank: int | None = 0) -> str:
-        """Output of the process of `rank`; None asks for torchrun's own."""
-        return _text(self.agent_log if rank is None else self.log_file(rank))
+    def log(self, rank: int | None = 0, lines: int | None = None) -> str:
+        """Output of the process of `rank`, all of it or its last `lines`; None asks for torchrun's own."""
+        return _text(self.log_file(rank), lines)
 
     def failure(self) -> str | None:
         """Cause of a failure with a hint for the commonest ones; None if the run did not fail.
@@ -93,8 +91,8 @@ class Run(RunDirectory):
         from tinylib.checkpoint import load_model
 
         found, header = hardware.device(device), self.last(Header)
-        fast = header is not None and "float32" not in (header.dtype, found.kind == "cpu" and hardware.dtype(found)[0])
-        return load_model(self.checkpoint(), found.kind, header.dtype if header and fast else "float32")
+        slow = found.kind == "cpu" and hardware.dtype(found)[0] == "float32"
+        return load_model(self.checkpoint(), found.kind, header.dtype if header and not slow else "float32")
 
     def watch(self) -> None:
         """Show the live view in this cell, or a status line in a terminal, until the run has ended.
@@ -148,7 +146,9 @@ class Run(RunDirectory):
 
     def remove(self) -> None:
         """Delete the run directory; raises UserError while a process of the run is alive."""
-        start.remove(self)
+        start.raise_if_alive(self)
+        if self.path.is_dir():
+            shutil.rmtree(self.path)
 
     def __repr__(self) -> str:
         status = self.status()
@@ -174,13 +174,14 @@ class Run(RunDirectory):
 
     def _end_of_logs(self) -> str:
         """The end of the first log with a traceback, else of torchrun's own."""
-        texts = [_text(file) for pattern in ("rank*.log", "agent*.log") for file in sorted(self.logs.glob(pattern))]
-        text = next((text for text in texts if "Traceback" in text), texts[-1] if texts else "nothing was printed")
-        return "\n".join(text.splitlines()[-40:])
+        logs = [file for pattern in ("rank*.log", "agent*.log") for file in sorted(self.logs.glob(pattern))]
+        told = [file for file in logs if "Traceback" in _text(file)] or logs[-1:]
+        return _text(told[0], lines=40) if told else "nothing was printed"
 
 
-def _text(log: Path) -> str:
-    return log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+def _text(log: Path, lines: int | None = None) -> str:
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    return text if lines is None else "\n".join(text.splitlines()[-lines:])
 
 
 def launch(config: TrainConfig, nproc_per_node: int | Literal["auto"] = "auto", *, resume: bool = False,
@@ -205,8 +206,7 @@ def launch(config: TrainConfig, nproc_per_node: int | Literal["auto"] = "auto", 
     run, there = Run(config.run_dir), hardware.visible_devices(config.device)
     processes = len(there) if nproc_per_node == "auto" else nproc_per_node
     settings = LaunchSettings(processes, nnodes, rdzv_endpoint, max_restarts)
-    checks.raise_if("launch", [settings.devices_problem(there), settings.endpoint_problem(),
-                               settings.batch_problem(config)])
+    checks.raise_if("launch", settings.problems(config, there))
     check_tensorboard(config)
     open_splits(config.data, config.model.vocab_size)
     given = there[:processes]

@@ -57,23 +57,18 @@ class LaunchSettings:
         """The problem with a batch that doesn't split into whole micro-batches on every process, else None."""
         return batch_problem(config.total_batch_size, config.device_batch_size, config.model.seq_len, self.world_size)
 
-    def devices_problem(self, there: Sequence[str]) -> str | None:
-        """The problem with more processes than there are GPUs, else None; a CPU takes any number."""
-        if self.nproc_per_node <= len(there) or not there[0].startswith("cuda"):
-            return None
-        return (f"nproc_per_node={self.nproc_per_node} is more than the GPUs that are visible: use {len(there)} or "
-                'fewer, or device="cpu"')
-
-    def endpoint_problem(self) -> str | None:
-        """The problem with the address at which the machines meet, else None."""
-        endpoint = self.rdzv_endpoint
-        if self.nnodes == 1:
-            return endpoint and f"rdzv_endpoint={endpoint!r} is for several machines: leave it out, or set nnodes"
-        found = re.fullmatch(r"(\[[0-9a-f:]+\]|[^\s:]+):(\d+)", endpoint or "")
-        if found and 0 < int(found[2]) < 65536:
-            return None
-        return (f"rdzv_endpoint={endpoint!r} is not an address for {self.nnodes} machines to meet at: use host:port, a "
-                "host that all of them reach and a free port there, such as node1:29400")
+    def problems(self, config: TrainConfig, visible: Sequence[str]) -> list[str | None]:
+        """Problems with the batch, with more processes than `visible` GPUs, and with the rendezvous endpoint."""
+        found, endpoint = [self.batch_problem(config)], self.rdzv_endpoint
+        if visible[0].startswith("cuda") and self.nproc_per_node > len(visible):    # a CPU takes any number
+            found.append(f"nproc_per_node={self.nproc_per_node} is more than the GPUs that are visible: use "
+                         f'{len(visible)} or fewer, or device="cpu"')
+        if self.nnodes == 1 and endpoint:
+            found.append(f"rdzv_endpoint={endpoint!r} is for several machines: leave it out, or set nnodes")
+        if self.nnodes > 1 and not re.fullmatch(r"(\[[0-9a-f:]+\]|[^\s:]+):[1-9]\d{0,4}", endpoint or ""):
+            found.append(f"rdzv_endpoint={endpoint!r} is not an address for {self.nnodes} machines to meet at: use "
+                         "host:port, a host that all of them reach and a free port there, such as node1:29400")
+        return found
 
 
 def raise_if_alive(directory: RunDirectory) -> None:
@@ -92,19 +87,14 @@ def prepare(directory: RunDirectory, resume: bool = False, replace_ended: bool =
     if resume:
         directory.read_config()
     elif directory.exists() and replace_ended:
-        remove(directory)
+        shutil.rmtree(directory.path)
     elif directory.path.exists() and any(directory.path.iterdir()):
         raise FileExistsError(f"run_dir={str(directory.path)!r} is taken: choose another run directory, or pass "
                               "resume=True to go on from its newest checkpoint, or replace_ended=True to start afresh")
     directory.create()
-    directory.forget_start()
-
-
-def remove(directory: RunDirectory) -> None:
-    """Delete the run; raises UserError while a process of it is alive."""
-    raise_if_alive(directory)
-    if directory.path.is_dir():
-        shutil.rmtree(directory.path)
+    directory.remove_stale()
+    for file in (directory.status_file, *directory.pids.glob("*.json")):
+        file.unlink(missing_ok=True)
 
 
 def torchrun(settings: LaunchSettings, directory: RunDirectory, resume: bool) -> list[str]:

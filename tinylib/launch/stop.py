@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import psutil
+
 from tinylib.rundir import Header, Process, RunDirectory, Step
 
 
@@ -46,8 +48,6 @@ def wait_until(condition: Callable[[], Any], timeout_s: float) -> bool:
 
 def _family(run: RunDirectory) -> list[Process]:
     """The live processes of a run and all their descendants."""
-    import psutil
-
     found: list[Process] = []
     for process in run.alive().values():
         with contextlib.suppress(psutil.NoSuchProcess):

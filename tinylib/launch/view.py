@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import html
-import itertools
 import os
 import sys
 import threading
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from tinylib.files import lines_backwards
 from tinylib.rundir import ENDED, Progress, StatusLine, progress_line
 
 if TYPE_CHECKING:
@@ -61,9 +59,13 @@ class Snapshot:
         except FileNotFoundError:    # removed meanwhile
             return cls(run.name, "lost", {"state": f"there is no run at {run.path}"})
 
+    def line(self) -> str:
+        """Name and facts as one line."""
+        return progress_line(self.name, self.facts)
+
     def text(self) -> str:
         """One line for the run, one for each rank, and the failure."""
-        return "\n".join([progress_line(self.name, self.facts), *(f"  {line}" for line in _aligned(self.ranks)),
+        return "\n".join([self.line(), *(f"  {line}" for line in _aligned(self.ranks)),
                           *self.failure.splitlines()])
 
     def html(self) -> str:
@@ -169,7 +171,7 @@ class View:
                 self._show_picture(now=last or all(snapshot.state in ENDED for snapshot in snapshots))
             else:
                 for snapshot in snapshots:
-                    self._line.show(progress_line(snapshot.name, snapshot.facts), last)
+                    self._line.show(snapshot.line, last)
             for control, snapshot in zip(self.controls, snapshots, strict=False):
                 control.follow(snapshot)
         return any(snapshot.alive for snapshot in snapshots)
@@ -177,10 +179,10 @@ class View:
     def _keep_up(self) -> None:
         while True:
             busy = any(control.doing for control in self.controls)
-            over = self._closed.wait(UPDATE_S) or self.box.comm is None
-            alive = not over and self.update()
+            closed = self._closed.wait(UPDATE_S)
+            alive = not closed and self.update()
             with self._lock:    # a button that is pressed after this starts another thread
-                if over or not (busy or alive or any(control.doing for control in self.controls)):
+                if closed or not (busy or alive or any(control.doing for control in self.controls)):
                     self.live = False
                     return
 
@@ -196,7 +198,7 @@ class View:
 
     def _show_picture(self, now: bool) -> None:
         """Draw the curves if they have changed; unless `now`, for a tenth of the time at most."""
-        seen = [(list(progress.losses.points), list(progress.scores.points)) for progress in self._progress]
+        seen = [(list(progress.recent), progress.evaluation) for progress in self._progress]
         began_s = time.monotonic()
         if seen == self._drawn or not any(map(any, seen)) or (began_s < self._due_s and not now):
             return
@@ -259,14 +261,10 @@ class Controls:
 
     def _show_log(self) -> None:
         self.rank.layout.display = "" if self.log.value else "none"
+        if not self.log.value:
+            self.text.value = ""
+            return
         number = (self.rank.value or "torchrun").removeprefix("rank ")
-        file = self.run.log_file(int(number)) if number.isdigit() else self.run.agent_log
+        text = self.run.log(int(number) if number.isdigit() else None, lines=40)[-8_000:] or "nothing was printed yet"
         self.text.value = ('<pre style="line-height:1.3;max-height:20em;overflow:auto;margin:0">'
-                           f"{html.escape(log_end(file))}</pre>") if self.log.value else ""
-
-
-def log_end(file: Path) -> str:
-    """The last complete lines of a log, 40 lines and 8,000 characters at most."""
-    found = itertools.islice(lines_backwards(file), 40) if file.is_file() else ()
-    text = "\n".join(reversed([line.decode(errors="replace") for line in found]))
-    return text[-8_000:] or "nothing was printed yet"
+                           f"{html.escape(text)}</pre>")

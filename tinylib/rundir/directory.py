@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from tinylib import files, profiles
-from tinylib.checks import UserError
+from tinylib.checks import UserError, join_or
 from tinylib.config import TrainConfig
 from tinylib.files import read_json, write_json
 from tinylib.rundir.processes import Process
@@ -46,7 +46,6 @@ class RunDirectory:
         self.events = self.path / "tensorboard"
         self.logs = self.path / "logs"
         self.pids = self.path / "pids"
-        self.agent_log = self.logs / "agent.log"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
@@ -60,9 +59,9 @@ class RunDirectory:
         """Whether a run was ever begun here."""
         return self.config_file.is_file()
 
-    def log_file(self, rank: int) -> Path:
-        """Standard output and error of the process of `rank`."""
-        return self.logs / f"rank{rank}.log"
+    def log_file(self, rank: int | None) -> Path:
+        """Standard output and error of the process of `rank`; None asks for torchrun's own."""
+        return self.logs / ("agent.log" if rank is None else f"rank{rank}.log")
 
     # Writers
 
@@ -86,7 +85,7 @@ class RunDirectory:
 
     def write_pid(self, role: str, process: Process | None = None) -> None:
         """Record `process`, by default the calling one, as `role`: "agent" or "rank0", "rank1" …"""
-        write_json(self.pids / f"{role}.json", asdict(process or Process.current()))
+        write_json(self.pids / f"{role}.json", asdict(process or Process.of()))
 
     def remove_pid(self, role: str) -> None:
         """Remove the record of `role`, because its process has left the run even if it lives on."""
@@ -103,12 +102,6 @@ class RunDirectory:
             file.unlink(missing_ok=True)
         for folder in (self.path, self.checkpoints, self.logs, self.pids):
             files.remove_stale(folder)
-
-    def forget_start(self) -> None:
-        """Remove what the last start left, its status too, before the run starts again."""
-        self.remove_stale()
-        for file in (self.status_file, *self.pids.glob("*.json")):
-            file.unlink(missing_ok=True)
 
     def append(self, record: Record) -> None:
         """Append one record to the metrics."""
@@ -170,13 +163,10 @@ class RunDirectory:
 
     def status(self) -> dict[str, Any]:
         """The state as rank 0 last wrote it; "lost" if the state says running and no process of the run is alive."""
-        nothing = {"state": "starting"}
-        status = read_json(self.status_file) or nothing
-        if status["state"] not in ENDED and not (self.alive() or self.remote_processes()):
-            # The last process may have ended between the two readings: what it wrote last is what counts.
-            status = read_json(self.status_file) or nothing
-            if status["state"] not in ENDED:
-                status["state"] = "lost"
+        alive = self.alive() or self.remote_processes()    # before reading: what a dead process wrote is all there
+        status = read_json(self.status_file) or {"state": "starting"}
+        if status["state"] not in ENDED and not alive:
+            status["state"] = "lost"
         return status
 
     def processes(self) -> dict[str, Process]:
@@ -207,9 +197,7 @@ class RunDirectory:
 
     def saved_steps(self) -> list[int]:
         """Steps with a complete checkpoint, oldest first."""
-        if not self.checkpoints.is_dir():
-            return []
-        names = [re.fullmatch(r"step_(\d+)", folder.name) for folder in self.checkpoints.iterdir()]
+        names = [re.fullmatch(r"step_(\d+)", folder.name) for folder in self.checkpoints.glob("step_*")]
         return sorted(int(name[1]) for name in names if name)
 
     def best_step(self) -> int | None:
@@ -234,9 +222,8 @@ class RunDirectory:
 def runs(folder: str | os.PathLike[str] | None = None) -> list[RunDirectory]:
     """The runs in `folder` and in the folders in it, by default the home's, the one started last at the end."""
     folder = profiles.home() / "runs" if folder is None else Path(folder)
-    paths = [path for pattern in ("*", "*/*") for path in folder.glob(pattern)]
-    found = [RunDirectory(path) for path in paths if path.is_dir() and os.access(path, os.R_OK | os.X_OK)]
-    return sorted((run for run in found if run.exists()), key=lambda run: run.config_file.stat().st_mtime)
+    found = [file for pattern in ("*/config.json", "*/*/config.json") for file in folder.glob(pattern)]
+    return [RunDirectory(file.parent) for file in sorted(found, key=lambda file: file.stat().st_mtime)]
 
 
 def find_run(name: str | os.PathLike[str]) -> RunDirectory:
@@ -247,18 +234,16 @@ def find_run(name: str | os.PathLike[str]) -> RunDirectory:
     """
     if RunDirectory(name).exists():
         return RunDirectory(name)
-    everything = runs()
-    found = [run for run in everything if str(name) in (run.name, f"{run.path.parent.name}/{run.name}")]
+    labels = {f"{run.path.parent.name}/{run.name}": run for run in runs()}
+    found = [label for label, run in labels.items() if str(name) in (label, run.name)]
+    if len(found) > 1 and (own := f"{profiles.profile().runs.name}/{name}") in found:
+        found = [own]
     if len(found) > 1:
-        found = [run for run in found if run.path.parent == profiles.profile().runs.resolve()] or found
+        raise UserError(f"run={str(name)!r} is the name of several runs: use {join_or(found)}")
     if not found:
-        there = ", ".join(f"{run.path.parent.name}/{run.name}" for run in everything) or "none"
         raise FileNotFoundError(f"run={str(name)!r} is neither a run directory nor the name of a run: there are "
-                                + there)
-    if len(found) > 1:
-        raise UserError(f"run={str(name)!r} is the name of several runs: use "
-                          + " or ".join(f"{run.path.parent.name}/{run.name}" for run in found))
-    return found[0]
+                                + (", ".join(labels) or "none"))
+    return labels[found[0]]
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from dataclasses import dataclass, field
+
+import psutil
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process, identified by pid and start time, because a pid alone is reused."""
+    """A process of some machine."""
 
     pid: int
     started_s: float
@@ -19,21 +20,13 @@ class Process:
     """Devices that it uses, as "cpu" or "cuda:0,cuda:1"; empty where unknown."""
 
     @classmethod
-    def current(cls, devices: str = "") -> Process:
-        """The calling process."""
-        return cls.of(os.getpid(), devices)
-
-    @classmethod
-    def of(cls, pid: int, devices: str = "") -> Process:
-        """The process that has `pid` now."""
-        import psutil
-
-        return cls(pid, psutil.Process(pid).create_time(), devices=devices)
+    def of(cls, pid: int | None = None, devices: str = "") -> Process:
+        """The process that has `pid` now, by default the calling one."""
+        found = psutil.Process(pid)
+        return cls(found.pid, found.create_time(), devices=devices)
 
     def alive(self) -> bool:
         """Whether this process still runs on this machine; a zombie does not count."""
-        import psutil
-
         try:
             found = psutil.Process(self.pid)
             # Linux derives start times from a clock that is adjusted now and then; pids aren't reused within seconds.

@@ -89,8 +89,7 @@ class Summary:
 
 
 Record = Header | Step | Eval | Summary
-KINDS: dict[str, type[Record]] = {"header": Header, "step": Step, "eval": Eval, "summary": Summary}
-_NAMES = {kind: name for name, kind in KINDS.items()}
+KINDS: dict[str, type[Record]] = {kind.__name__.lower(): kind for kind in (Header, Step, Eval, Summary)}
 
 
 def to_line(record: Record) -> str:
@@ -99,7 +98,7 @@ def to_line(record: Record) -> str:
     >>> to_line(Eval(step=3, val_bpb=1.5, val_loss=3.25, time_s=0.0))
     '{"kind": "eval", "step": 3, "val_bpb": 1.5, "val_loss": 3.25, "time_s": 0.0}\\n'
     """
-    return json.dumps({"kind": _NAMES[type(record)], **asdict(record)}) + "\n"
+    return json.dumps({"kind": type(record).__name__.lower(), **asdict(record)}) + "\n"
 
 
 def from_line(line: str | bytes) -> Record:
