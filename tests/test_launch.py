@@ -285,7 +285,7 @@ def test_attach_finds_the_latest(finished, config, tmp_path, monkeypatch):
         for name in ("old", "twice"):
             RunDirectory(tmp_path / "runs" / profile / name).write_config(config, 1)
     assert attach("old").path == folder / "old", "the profile's own"
-    with pytest.raises(ValueError, match="'twice' is the name of several runs: use (one|two)/twice or"):
+    with pytest.raises(ValueError, match=r"'twice' is the name of several runs: use (one|two)/twice or"):
         attach("twice")
     for profile in ("one", "two"):
         shutil.rmtree(tmp_path / "runs" / profile)
