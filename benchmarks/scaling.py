@@ -91,9 +91,9 @@ def one(folder: Path, count: bool) -> None:
             return result
         return collective
 
-    gather = dist.all_gather_into_tensor
+    gather = dist.all_gather_single
     if count:
-        dist.all_reduce, dist.all_gather_into_tensor = counted(dist.all_reduce), counted(gather)
+        dist.all_reduce, dist.all_gather_single = counted(dist.all_reduce), counted(gather)
     config = from_json(TrainConfig, (folder / "train.json").read_text())
     train.train(config)
     if int(os.environ["RANK"]) == 0:

@@ -55,7 +55,8 @@ def torchrun(processes: int, *jobs: Job | TrainConfig, timeout_s: float = 250) -
     text = json.dumps([[rundir.plain(job.config), job.resume, job.signal_at] for job in done])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
                __file__, text]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as agent:
+    strict = os.environ | {"PYTHONWARNINGS": "error::FutureWarning"}    # pytest's filters don't reach the ranks
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=strict) as agent:
         try:
             said = agent.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:

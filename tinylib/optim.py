@@ -92,7 +92,8 @@ def _shared(x_KMN: Tensor, dtype: torch.dtype) -> Tensor:
     if len(mine):
         done[:len(mine)] = newton_schulz(mine, dtype)
     gathered = x_KMN.new_empty((world * share, *x_KMN.shape[1:]), dtype=dtype)
-    dist.all_gather_into_tensor(gathered, done)
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor    # its name before torch 2.13
+    gather(gathered, done)
     return gathered[:count].to(x_KMN.dtype)
 
 
