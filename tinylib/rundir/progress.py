@@ -116,7 +116,7 @@ class Progress:
             facts["memory"] = f"{max(rank['memory_bytes'] for rank in ranks) / 1e9:.2f} GB"
         if self.recent and state == "running":
             left_s = (steps - last.step) * _median([step.dt_s for step in self.recent])
-            facts["time left"] = f"{_clock(left_s)} left"
+            facts["time left"] = f"{clock(left_s)} left"
         return facts
 
     def curves(self) -> tuple[pd.Series, pd.Series]:
@@ -182,10 +182,10 @@ def _bar(share: float, width: int = 20) -> str:
     return "█" * round(share * width) + "░" * (width - round(share * width))
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """Hours, minutes and seconds.
 
-    >>> _clock(75), _clock(3_675)
+    >>> clock(75), clock(3_675)
     ('1:15', '1:01:15')
     """
     minutes, rest = divmod(round(seconds), 60)
