@@ -140,7 +140,7 @@ class Comparison:
 
 
 def report(name: str | Path) -> list[Comparison]:
-    """What the records of an experiment hold, in the order of its blocks, text by text."""
+    """Comparisons that the records of an experiment allow so far, in the order of its blocks, text by text."""
     description = describe(name)
     found = records(description.records_file)
     return [comparison for text in dict.fromkeys(record["text"] for record in found)

@@ -94,7 +94,7 @@ class Trial:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the result, but for text and machine."""
+        """The configuration without what changes no result."""
         return identity(plain(self.config))
 
 

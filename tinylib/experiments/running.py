@@ -21,7 +21,7 @@ from tinylib.config import TrainConfig, from_dict
 from tinylib.experiments.description import Description, Trial, ancestors, describe
 from tinylib.experiments.records import append, of_trial, records
 from tinylib.launch import Run
-from tinylib.rundir import ENDED, Header, StatusLine, Step, plain
+from tinylib.rundir import ENDED, Header, StatusLine, Step
 from tinylib.rundir.progress import Curve, clock
 from tinylib.shards import Shards, build
 from tinylib.tokenizer import Tokenizer
@@ -134,7 +134,7 @@ def _locked(description: Description) -> Iterator[None]:
 
 
 def folder(description: Description) -> Path:
-    """Where the experiment's runs are while they are in progress."""
+    """Folder of the experiment's runs while they are in progress."""
     return profiles.home() / "runs" / description.name
 
 
@@ -207,7 +207,7 @@ class _Queue:
         if trial in self.missing:
             append(self._description.records_file, {
                 "experiment": self._description.name, "size": trial.size, "arm": trial.arm, "seed": trial.seed,
-                "budget": trial.flops, "config": plain(trial.config), "text": self._source.name, **outcome(run)})
+                "budget": trial.flops, "config": trial.identity, "text": self._source.name, **outcome(run)})
             self.missing.remove(trial)
         self._flops += trial.flops
         for one in (*ancestors(trial), trial):
@@ -242,7 +242,7 @@ def _launch(config: TrainConfig, **how: bool) -> Run:
 
 
 def outcome(run: Run) -> dict[str, Any]:
-    """What a finished run came to, on which machine: the fields of a record that are measured.
+    """Measured fields of the record of a finished run, and those of its machine.
 
     `seconds` are those of its steps beside other runs, and say nothing about speed.
     """
