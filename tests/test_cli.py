@@ -22,7 +22,8 @@ from tinylib.shards import Shards, build
 from tinylib.tokenizer import Tokenizer
 
 VERBS = ["size", "search", "plan", "corpus fetch", "tokenize train", "tokenize shards", "tokenize eval", "train",
-         "eval", "sample", "tie", "export", "runs list", "runs show", "runs stop", "runs rm", "course", "doctor"]
+         "eval", "sample", "tie", "export", "experiment", "runs list", "runs show", "runs stop", "runs rm", "course",
+         "doctor"]
 SMALL = ["--model", "nano", "--depth", "1", "--seq-len", "32", "--vocab-size", "300", "--steps", "3",
          "--total-batch-size", "1.28e2", "--device-batch-size", "2", "--compile", "off", "--device", "cpu"]
 

@@ -17,7 +17,7 @@ from tinylib import HOUSE
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "tinylib"
 ORDER = [*HOUSE, "__main__"]
-TORCH_FREE = {*ORDER[:ORDER.index("distributed")], "launch", "course", "cli", "__main__"}
+TORCH_FREE = {*ORDER[:ORDER.index("distributed")], "launch", "experiments", "course", "cli", "__main__"}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 

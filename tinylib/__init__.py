@@ -34,6 +34,7 @@ HOUSE = {
     "recorder": "step times, metric records, status and event files of a training run",
     "train": "the training loop",
     "launch": "torchrun from a notebook cell, live view of a run, several machines, Slurm",
+    "experiments": "shapes × seeds × FLOP budgets, run and resumed; records; comparisons with intervals",
     "export": "conversion to and from transformers",
     "course": "the course: runner and report, exercises, explorer, figures of single notebooks",
     "cli": "command line",

@@ -147,6 +147,8 @@ class TrainConfig:
     """Twice that of October 2025: better here, and nanochat's own since (July 2026)."""
     tied_lr: float = 0.008
     """Learning rate of the one table of a tied model, which must serve both roles."""
+    tied_std: float | None = None
+    """Standard deviation of the first values of a tied table; None takes 0.5 / dim."""
     matrix_lr: float = 0.02
     """Learning rate of the matrices of the blocks."""
     matrix_optimizer: MatrixOptimizer = "muon"

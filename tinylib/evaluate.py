@@ -90,6 +90,22 @@ def _sums(model: GPT, x_BT: Tensor, y_BT: Tensor, bytes_V: Tensor) -> Tensor:
     return torch.stack([nats_R.sum(), (y_R >= 0).sum(), (nats_R * (bytes_R > 0)).sum(), bytes_R.sum()])
 
 
+def document_bits(model: GPT, shards: Shards, batch_size: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Bits and bytes of each document, read as `score` reads them, so their sums give its bits per byte.
+
+    A document begins where its BOS is the input; the bits of that BOS itself are no text and left out.
+    """
+    parts, bytes_V, bos = [], torch.from_numpy(shards.tokenizer.token_bytes), shards.tokenizer.bos
+    with torch.no_grad():
+        for x_BT, y_BT in shards.in_order(model.config.seq_len, batch_size=batch_size):
+            nats_R = model(x_BT.to(model.device), y_BT.to(model.device), reduction="none").cpu().double()
+            is_target, x_R, y_R = (y_BT >= 0).flatten(), x_BT.flatten(), y_BT.flatten().clamp(min=0)
+            parts.append(torch.stack([x_R == bos, nats_R / math.log(2), bytes_V[y_R]])[:, is_target])
+    begins, bits, sizes = torch.cat(parts, dim=1).numpy()
+    document = begins.cumsum().astype(int) - 1
+    return np.bincount(document, bits * (sizes > 0)), np.bincount(document, sizes)
+
+
 def token_bits(model: GPT, tokenizer: Tokenizer, texts: Sequence[str], batch_size: int = 8) -> pd.DataFrame:
     """Bits of each token, every document read alone from its BOS on, in windows of `seq_len`; one row per token.
 

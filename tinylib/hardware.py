@@ -90,6 +90,14 @@ def device(kind: str = "auto") -> Device:
                   known and known.peak_flops)
 
 
+def processor() -> str:
+    """Name of the CPU, as /proc/cpuinfo has it; elsewhere what Python knows of it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
 def visible_devices(kind: str = "auto") -> list[str]:
     """Devices of this machine for a run on `kind`: "cuda:N" for each GPU in CUDA_VISIBLE_DEVICES, or "mps", or "cpu".
 

@@ -205,7 +205,7 @@ class GPT(nn.Module):
         return softcap(F.linear(x_BTD, self.unembedding.to(x_BTD.dtype)).float(), self.config.softcap)
 
     @torch.no_grad()
-    def init_weights(self, seed: int = 0) -> None:
+    def init_weights(self, seed: int = 0, tied_std: float | None = None) -> None:
         """Initialize all weights; the same seed gives the same weights on every device.
 
         The first logits are nearly 0, so the first loss is ln V.  An untied model has an embedding of std 1 and a zero
@@ -215,6 +215,8 @@ class GPT(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         for name, weight in self.named_parameters():
             std = self._initial_std(name, weight)
+            if tied_std is not None and self.config.tied and name == "wte.weight":
+                std = tied_std
             weight.copy_(torch.randn(weight.shape, generator=generator) * std)
 
     def _initial_std(self, name: str, weight: Tensor) -> float:

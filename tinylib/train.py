@@ -132,7 +132,7 @@ class Trainer:
     def _load(self, start: Start) -> None:
         """Initialize the weights, or copy the checkpoint to start from into place.  Every rank does the same."""
         if start.folder is None:
-            self.model.init_weights(self.config.seed)
+            self.model.init_weights(self.config.seed, self.config.tied_std)
         elif start.state is None:
             checkpoint.load_weights(self.model, start.folder)
         else:

@@ -7,10 +7,10 @@ the figure, which a notebook shows.  No pyplot: nothing is global, and no backen
 from tinylib.plots.bars import compute_split, layer_profile, memory_parts, parameter_split
 from tinylib.plots.plane import depth_width_plane, search_map
 from tinylib.plots.style import CURVES, PALETTE, PARTS, Figure, canvas, footnote, human, ink, style
-from tinylib.plots.training import paired_differences, training_curves
+from tinylib.plots.training import arm_differences, paired_differences, training_curves
 
 __all__ = [
-    "CURVES", "PALETTE", "PARTS", "Figure", "canvas", "compute_split", "depth_width_plane", "footnote",
-    "human", "ink", "layer_profile", "memory_parts", "paired_differences", "parameter_split", "search_map", "style",
-    "training_curves",
+    "CURVES", "PALETTE", "PARTS", "Figure", "arm_differences", "canvas", "compute_split", "depth_width_plane",
+    "footnote", "human", "ink", "layer_profile", "memory_parts", "paired_differences", "parameter_split", "search_map",
+    "style", "training_curves",
 ]

@@ -59,6 +59,34 @@ def paired_differences(differences: pd.DataFrame, intervals: Mapping[str, tuple[
     `differences` has a row a seed and a column a pair; `intervals` has low and high for each column to draw.
     """
     figure, axes = canvas(height_in=1.2 + 0.55 * len(intervals))
+    _difference_rows(axes, differences, intervals)
+    axes.set_xlabel("difference, bits per byte; left of zero the first is better")
+    axes.set_title("Paired differences: same seed, same batches")
+    footnote(figure, note)
+    return figure
+
+
+@style()
+def arm_differences(blocks: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], note: str = "") -> Figure:
+    """Differences in bits per byte to the reference: a panel a block, a row an arm, a point a seed, a bar an interval.
+
+    A block is its `experiments.differences` and its `experiments.compare`, by the title of its panel; one of a single
+    arm shows the distance of each seed from their mean.
+    """
+    rows = [max(1, len(differences.columns)) for differences, _ in blocks.values()]
+    figure, panels = canvas(rows=len(blocks), height_in=sum(0.9 + 0.32 * count for count in rows), squeeze=False,
+                            height_ratios=[0.5 + count for count in rows], sharex=True)
+    for axes, (title, (differences, compared)) in zip(panels[:, 0], blocks.items(), strict=True):
+        _difference_rows(axes, differences, {arm: tuple(compared.loc[arm, ["low", "high"]]) for arm in differences})
+        axes.tick_params(labelbottom=True)
+        axes.set_title(title)
+    axes.set_xlabel("difference to the reference, bits per byte; left of zero is better")
+    footnote(figure, note)
+    return figure
+
+
+def _difference_rows(axes: Axes, differences: pd.DataFrame, intervals: Mapping[str, tuple[float, float]]) -> None:
+    """A row for each interval, from top to bottom: its bar, a point a seed, a mark at their mean."""
     for place, (name, (low, high)) in enumerate(intervals.items()):
         axes.plot([low, high], [place, place], color=PALETTE["blue"], linewidth=6, alpha=0.3, solid_capstyle="butt")
         axes.plot(differences[name], [place] * len(differences), "o", color=PALETTE["blue"], markersize=5)
@@ -67,10 +95,6 @@ def paired_differences(differences: pd.DataFrame, intervals: Mapping[str, tuple[
     axes.set_yticks(range(len(intervals)), list(intervals))
     axes.set_ylim(len(intervals) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("difference, bits per byte; left of zero the first is better")
-    axes.set_title("Paired differences: same seed, same batches")
-    footnote(figure, note)
-    return figure
 
 
 class LiveCurves:
