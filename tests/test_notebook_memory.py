@@ -48,7 +48,7 @@ class InAnotherProcess(Exception):
 
 def forward_bytes(config: GPTConfig, rows: int, trains: bool, logits: bool) -> int:
     """Bytes of a training step in float32, or of a forward pass alone, which keeps one layer's activations."""
-    chunk = sizing.chunk_rows(config.vocab_size, 80e9)    # that of a CPU is smaller
+    chunk = sizing.chunk_rows(config.vocab_size, 8e9)    # a laptop with a GPU
     if trains:
         return sizing.memory(config, rows, rows=None if logits else chunk).total
     return (sizing.weight_bytes(config) + sizing.activation_bytes(replace(config, depth=1), rows)
@@ -142,7 +142,7 @@ def test_what_a_kernel_computes_fits_a_laptop(notebook: str, profile: str, tmp_p
             monkeypatch.setattr(torch.cuda, "device_count", lambda count=gpus: count)
             assert hardware.visible_devices(short.device) == ["cpu"]
     if notebook == "06":    # it trains up to four small models at once
-        base, chunk = kernel.names["base"], sizing.chunk_rows(kernel.real.vocab_size, 80e9)
+        base, chunk = kernel.names["base"], sizing.chunk_rows(kernel.real.vocab_size, 8e9)
         for tied in (False, True):
             shape = kernel.scaled(replace(base.model, tied=tied))
             assert 4 * sizing.memory(shape, base.device_batch_size, rows=chunk).total < LIMIT_BYTES
