@@ -177,6 +177,7 @@ def test_a_device_that_is_not_here_is_refused_at_once(tiny, kind):
     ({"nnodes": "1:2"}, "nnodes='1:2' is not a whole number"),
     ({"nnodes": 2}, "rdzv_endpoint=None is not an address for 2 machines to meet at: use host:port"),
     ({"nnodes": 2, "rdzv_endpoint": "node1:0"}, "rdzv_endpoint='node1:0' is not"),
+    ({"nnodes": 2, "rdzv_endpoint": "node1:65536"}, "rdzv_endpoint='node1:65536' is not"),
     ({"rdzv_endpoint": "node1:29400"}, "rdzv_endpoint='node1:29400' is for several machines"),
     ({"nnodes": 3, "rdzv_endpoint": "node1:29400"},
      "total_batch_size=256 is not a multiple of device_batch_size × seq_len × processes = 2 × 32 × 3 = 192"),

@@ -65,7 +65,8 @@ class LaunchSettings:
                          f'{len(visible)} or fewer, or device="cpu"')
         if self.nnodes == 1 and endpoint:
             found.append(f"rdzv_endpoint={endpoint!r} is for several machines: leave it out, or set nnodes")
-        if self.nnodes > 1 and not re.fullmatch(r"(\[[0-9a-f:]+\]|[^\s:]+):[1-9]\d{0,4}", endpoint or ""):
+        address = re.fullmatch(r"(\[[0-9a-f:]+\]|[^\s:]+):(\d+)", endpoint or "")
+        if self.nnodes > 1 and not (address and 0 < int(address[2]) < 65536):
             found.append(f"rdzv_endpoint={endpoint!r} is not an address for {self.nnodes} machines to meet at: use "
                          "host:port, a host that all of them reach and a free port there, such as node1:29400")
         return found
