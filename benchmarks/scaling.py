@@ -133,8 +133,8 @@ def cores(config: TrainConfig, rounds: int, place: Path) -> dict[str, float]:
 
 def waiting(config: TrainConfig, rounds: int, place: Path) -> dict[str, dict[str, float]]:
     """Tokens per second by waiting policy, idle and beside one busy process; medians over steps and rounds in turn."""
-    policies = [(), (("OMP_WAIT_POLICY", "PASSIVE"),), (("OMP_WAIT_POLICY", "ACTIVE"),), (("GOMP_SPINCOUNT", "1000"),),
-                (("GOMP_SPINCOUNT", "10000"),)]
+    policies = [(), (("OMP_WAIT_POLICY", "PASSIVE"),),
+                *((("GOMP_SPINCOUNT", str(count)),) for count in (1_000, 10_000, 30_000, 100_000))]
     cases = {" ".join("=".join(pair) for pair in policy) or "default": Case(1, (0, 1), variables=policy)
              for policy in policies} | {"2 processes × 1 thread": Case(2, (0, 1))}
     found: dict[str, dict[str, list[float]]] = {name: {"idle": [], "busy": []} for name in cases}
