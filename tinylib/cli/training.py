@@ -37,9 +37,10 @@ def train(config: Flags[TrainConfig], resume: bool = False, slurm: Path | None =
     run, rank = RunDirectory(config.run_dir), int(os.environ.get("RANK", "0"))
     if os.environ.get("TINYLIB_LAUNCHED") == "1":
         _redirect(run, rank)
-    # Read when torch loads.  Threads that spin while they wait for each other gain a tenth on idle cores, and lose nine
-    # tenths beside one busy process, because they burn the time of the thread that they wait for.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Read when torch loads.  A thread that spins while it waits for another burns the time in which that one could run;
+    # 1000 turns are what libgomp itself takes where there are more threads than cores.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from tinylib.train import train as start
 
     progress = None if rank else show_progress(run, config.steps, sys.stderr)
