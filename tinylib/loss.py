@@ -107,7 +107,8 @@ def softcap_cross_entropy_fwd_bwd(logits_RV: Tensor, y_R: Tensor, cap: float | N
     loss = torch.where(counts_R1, sum_R1.log() - target_R1, 0.0).sum()
     gradient_RV = exp_RV.mul_(counts_R1 / sum_R1)
     if torch.compiler.is_compiling():    # a comparison fuses; the compiler's scatter would be atomic and in float32
-        gradient_RV = gradient_RV - (torch.arange(exp_RV.shape[1], device=y_R.device) == y_R.unsqueeze(1)).float()
+        id_V = torch.arange(exp_RV.shape[1], device=y_R.device, dtype=torch.int32)    # int64 takes up to twice the time
+        gradient_RV = gradient_RV - (id_V == y_R.to(torch.int32).unsqueeze(1)).float()
     else:
         gradient_RV.scatter_add_(1, index_R1, -counts_R1.float())
     return loss, (gradient_RV if slope_RV is None else gradient_RV.mul_(slope_RV)).to(logits_RV.dtype)
