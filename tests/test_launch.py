@@ -218,7 +218,8 @@ def test_a_hundred_launches_leave_nothing(config, tmp_path, monkeypatch):
             assert run.wait(timeout_s=120).step == 1
         assert not run.alive() and wait_until(lambda gone=family: not any(p.is_running() for p in gone), 10)
     assert wait_until(lambda: this.num_threads() == threads, 5)
-    assert (this.num_fds(), len(this.net_connections())) == (descriptors, sockets)
+    # Fewer where an earlier test's files are closed in the meantime.
+    assert this.num_fds() <= descriptors and len(this.net_connections()) <= sockets
     assert not this.children() and not list(temporary.iterdir())
 
 
