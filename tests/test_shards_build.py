@@ -169,7 +169,8 @@ def command(tokenizer, tmp_path):
 
 def begun(command, folder, finished):
     """The process of `command`, when so many parts are finished or it is done."""
-    process = psutil.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = psutil.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))    # a shell's & ignores it
     while process.poll() is None and len([*(folder / ".s.part").glob("*.bin")]) < finished:
         time.sleep(0.002)
     return process
