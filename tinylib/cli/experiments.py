@@ -65,7 +65,9 @@ def _facts(comparison: Comparison) -> dict[str, object]:
 def _table(comparison: Comparison) -> str:
     """A block: its rule, a row an arm with difference and interval, the noise."""
     compared = comparison.compared
-    rows = [{"arm": arm, "seeds": f"{row['seeds']:.0f}", "bits per byte": f"{row['mean']:.4f}",
+    width = max(map(len, compared.index))
+    rows = [{f"{'arm':<{width}}": f"{arm:<{width}}", "seeds": f"{row['seeds']:.0f}",
+             "bits per byte": f"{row['mean']:.4f}",
              "difference": "" if arm == comparison.reference else f"{row['difference']:+.4f}",
              "95 % interval": "" if pd.isna(row["low"]) else f"{row['low']:+.4f} to {row['high']:+.4f}"}
             for arm, row in compared.iterrows()]

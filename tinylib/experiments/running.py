@@ -145,7 +145,7 @@ class _Queue:
         self.active: list[tuple[Trial, Run]] = []
         self._description, self._source = description, source
         self._line = StatusLine(sys.stderr)
-        self._began_s, self._flops = time.monotonic(), 0.0
+        self._began_s, self._flops = time.monotonic(), 0.0    # FLOPs of this call
         found = [record for record in records(description.records_file) if record["text"] == source.name]
         self.missing = [trial for trial in description.trials() if not of_trial(trial, found)]
         self._check_machine(found)
@@ -169,6 +169,7 @@ class _Queue:
         while len(self.active) < workers and (trial := self._next()):
             self._waiting.remove(trial)
             self.active.append((trial, self._begin(trial)))
+            self._flops -= _flops(*self.active[-1])
         for trial, run in ended:    # after the next have begun, so that no core waits
             self._collect(trial, run)
         self._line.show(self._progress, last=not self.active)
@@ -208,7 +209,7 @@ class _Queue:
                 "experiment": self._description.name, "size": trial.size, "arm": trial.arm, "seed": trial.seed,
                 "budget": trial.flops, "config": trial.identity, "text": self._source.name, **outcome(run)})
             self.missing.remove(trial)
-        self._flops += trial.flops
+        self._flops += _flops(trial, run)
         for one in (*ancestors(trial), trial):
             if not any(one in ancestors(other) for other in self.missing):
                 self._run(one).remove()
@@ -222,11 +223,17 @@ class _Queue:
         """How many runs are done, the steps of those in progress, and the time that all may take at this speed."""
         steps = [(trial, run.last(Step)) for trial, run in self.active]
         parts = [f"{trial.label}: step {step.step if step else 0:,} of {trial.config.steps:,}" for trial, step in steps]
-        share = sum(trial.flops * step.step / trial.config.steps for trial, step in steps if step)
-        left = sum(trial.flops for trial in self.missing) - share
-        done = self._flops + share
-        time_left = f"{sizing.duration(left / done * (time.monotonic() - self._began_s))} left" if done else ""
-        return "  ".join([f"{len(self.missing)} runs to do", *parts, time_left])
+        share = sum(_flops(*pair) for pair in self.active)
+        left, done = sum(trial.flops for trial in self.missing) - share, self._flops + share
+        if left > 0 and done > 0:
+            parts.append(f"{sizing.duration(left / done * (time.monotonic() - self._began_s))} left")
+        return "  ".join([f"{len(self.missing)} runs to do", *parts])
+
+
+def _flops(trial: Trial, run: Run) -> float:
+    """FLOPs of the budget that a run has spent, those of earlier calls too."""
+    step = run.last(Step)
+    return trial.flops * step.step / trial.config.steps if step else 0.0
 
 
 def _launch(config: TrainConfig, **how: bool) -> Run:
