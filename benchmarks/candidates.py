@@ -1,4 +1,4 @@
-"""What else could do attention and the optimizers' steps: every way on the model's own shapes, in turn.
+"""Alternatives for attention and the optimizers' steps: every way on the model's own shapes, in turn.
 
     python benchmarks/candidates.py [--model goldilocks] [--seq-len 256] [--batch 16] [--rounds 5]
 

@@ -69,7 +69,7 @@ def tests(bench: Bench) -> Row:
 
 
 def peak(bench: Bench) -> Row:
-    """What the device can do: a large matrix product, a large copy, and the products of one micro-batch alone."""
+    """Peak rates of the device: a large matrix product, a large copy, and the products of one micro-batch alone."""
     from training_step import roofline  # it imports transformers
 
     rows = []
@@ -213,7 +213,7 @@ PARTS = {part.__name__: part for part in (tests, peak, step, kernels, nanochat, 
 
 
 def machine(bench: Bench) -> Row:
-    """What made the figures."""
+    """Provenance: date, command, commit, device and versions."""
     return {"date": time.strftime("%Y-%m-%d %H:%M:%S"), "command": " ".join(sys.argv), "commit": commit(ROOT),
             "device": bench.device.name, "cores": hardware.cores(), "torch": torch.__version__,
             "driver": printed("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),

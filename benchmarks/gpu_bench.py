@@ -1,4 +1,4 @@
-"""What the parts of gpu.py share: sizes, device times, random text, rows of the real training loop."""
+"""Shared parts of gpu.py: sizes, device times, random text, rows of the real training loop."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Bench:
                 "mfu_of_sheet": sheet and flops / sheet}
 
     def peak_gb(self) -> float | None:
-        """What the GPU allocated at most since `fresh`; a CPU has no such count."""
+        """Peak memory that the GPU allocated since `fresh`; a CPU has no such count."""
         return torch.cuda.max_memory_allocated() / 1e9 if self.kind == "cuda" else None
 
     def fresh(self) -> None:
@@ -174,6 +174,6 @@ def commit(checkout: Path) -> str | None:
 
 
 def printed(*command: str) -> str | None:
-    """What a command prints; None if it fails or is missing."""
+    """Output of a command; None if it fails or is missing."""
     done = shutil.which(command[0]) and subprocess.run(command, capture_output=True, text=True)
     return done.stdout.strip() if done and done.returncode == 0 else None

@@ -142,7 +142,7 @@ def main() -> None:
           f"{torch.get_num_threads()} threads, {hardware.device('cpu').name}, torch {torch.__version__}")
     data, own_rows = (x_RD, table_VD, y_R), chunk_rows(config.vocab_size)
     ways = {cap: contenders(cap, own_rows) for cap in (config.softcap, None)}
-    with frugal():    # first, for what was once kept as free hides what is taken
+    with frugal():    # first, because memory that was kept as free hides what is taken
         known = {cap: facts(found, data, dtype, cap) for cap, found in ways.items()}
     with hoarding():
         for cap, found in ways.items():

@@ -1,4 +1,4 @@
-"""How training scales over processes: measured for one and two on this machine, on paper for GPUs.
+"""Scaling of training over processes: measured for one and two on this machine, on paper for GPUs.
 
     python benchmarks/scaling.py [cores waiting traffic paper] [--model micro] [--steps 8] [--rounds 2] [--text pydocs]
 
@@ -65,7 +65,7 @@ def start(case: Case, config: TrainConfig, folder: Path) -> subprocess.Popen[byt
 
 
 def finish(process: subprocess.Popen[bytes], folder: Path) -> dict[str, list]:
-    """What rank 0 of a run recorded: the seconds of its steps, and of its collectives with their bytes."""
+    """Records of rank 0: the seconds of its steps, and of its collectives with their bytes."""
     if process.wait():
         raise RuntimeError(f"a run in {folder.name} failed")
     return json.loads((folder / "facts.json").read_text())

@@ -23,7 +23,7 @@ WIDTHS = range(HEAD_DIM, math.isqrt(int(TOTAL * (1 + TOLERANCE) / 12 / DEPTHS[0]
 
 
 def loops(vocab_sizes: Sequence[int]) -> tuple[int, int]:
-    """How many candidates there are, and how many on their front: one shape after another."""
+    """Counts of candidates and of those on their Pareto front: one shape after another."""
     figures = []
     for depth in DEPTHS:
         for dim in WIDTHS:

@@ -61,7 +61,7 @@ def memory(field: str) -> int:
 
 
 def in_a_process(*arguments: object, **environment: str) -> dict[str, float]:
-    """What this script prints when it is called with these arguments."""
+    """Output of this script, called with these arguments."""
     done = subprocess.run([sys.executable, __file__, "--one", json.dumps(arguments)], check=True, text=True,
                           stdout=subprocess.PIPE, env=os.environ | environment)
     return json.loads(done.stdout.splitlines()[-1])

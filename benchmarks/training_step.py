@@ -119,7 +119,7 @@ def interleaved(config: TrainConfig, others: Contenders) -> Ledger:
     ledger = Ledger()
 
     class Between(Recorder):
-        """Where the loop hands over its records, outside of the time that it takes for a step."""
+        """Recorder that gives the others their turn after each record, outside of the time of a step."""
 
         def append(self, record: Record) -> None:
             ledger.timed("records", super().append)(record)
