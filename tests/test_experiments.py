@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 
 import numpy as np
 import pandas as pd
@@ -22,7 +24,7 @@ from tinylib.checks import ConfigError, UserError
 from tinylib.cli import main
 from tinylib.experiments import FOLDER, append, compare, describe, differences, records
 from tinylib.experiments.comparing import quantile
-from tinylib.experiments.running import Failed, Source, folder
+from tinylib.experiments.running import Failed, Source, folder, missing
 from tinylib.launch import Run
 
 TINY = """
@@ -204,15 +206,36 @@ def test_what_cannot_be_compared_is_an_error(scores):
 
 # Runs
 
+def test_pairs_are_made_whole_on_one_kind_of_machine(tiny, monkeypatch):
+    blocks = '[blocks.second]\nprediction = ""\nrule = ""\narms = ["one", "two"]\nbudget = "small"\nseeds = [0, 1]\n'
+    description = describe(tiny(('"one", "two", "more"', '"one", "two"'), ("[blocks.depth]", f"{blocks}[blocks.depth]"),
+                                ("seeds = [0]\n", "seeds = [0, 2]\n")))
+    monkeypatch.setattr("tinylib.hardware.processor", lambda: "here")
+
+    def made(*names, machine="there"):
+        return [{"config": trial.identity, "hardware": machine, "torch": metadata.version("torch")}
+                for trial in description.trials() if (trial.arm, trial.seed) in names]
+
+    def names(found):
+        return [(trial.arm, trial.seed) for trial in missing(description, found)]
+
+    seeds = {seed: [("one", seed), ("two", seed)] for seed in (0, 1, 2)}
+    assert names([]) == seeds[0] + seeds[1] + seeds[2]
+    assert names(made(*seeds[0])) == seeds[1] + seeds[2]                  # whole there
+    assert names(made(("one", 0))) == seeds[1] + seeds[2] + seeds[0]      # begun there: last, and whole here
+    assert names(made(("one", 0)) + made(("two", 0), machine="here")) == [("one", 0)] + seeds[1] + seeds[2]
+
+
 def test_an_experiment_started_twice_and_shards_of_another_vocabulary(tiny):
     path = tiny()
     folder(describe(path)).mkdir(parents=True)
     with FileLock(folder(describe(path)) / ".lock"), pytest.raises(BlockingIOError, match="another process runs this"):
         experiments.run(path)
-    shards = Source(describe(path), None).shards(290)
-    shards.rename(shards.with_name("shards-300"))
+    other = Source(describe(path), None).shards(290).with_name("shards-300")
+    shutil.copytree(other.with_name("shards-290"), other, dirs_exist_ok=True)
     with pytest.raises(UserError, match="holds shards with a vocabulary of 290, not 300: delete it"):
         experiments.run(path)
+    shutil.rmtree(other)
 
 
 def test_a_text_that_tinylib_does_not_bring(tiny, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import numpy as np
 
 from tinylib import checks
 from tinylib.experiments.description import Block, Description, describe
-from tinylib.experiments.records import of_trial, records
+from tinylib.experiments.records import by_machine, of_trial, records
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -153,9 +153,11 @@ def _comparisons(description: Description, name: str, block: Block, text: str,
     import pandas as pd
 
     trials, rows = list(description.block_trials(block)), []
-    for trial in trials:
-        own = [record for record in of_trial(trial, found) if record["text"] == text]
-        rows += [own[-1] | {"arm": trial.arm}] if own else []
+    kinds = by_machine(record for record in found if record["text"] == text)
+    for seed in block.seeds:    # all of one seed are from the machine that has the most of them
+        own = [[of_trial(trial, of_kind)[-1] | {"arm": trial.arm} for trial in trials
+                if trial.seed == seed and of_trial(trial, of_kind)] for of_kind in kinds.values()]
+        rows += max(own, key=len, default=[])
     references = block.arms if len(block.rates) > 1 else [block.reference or block.arms[0]]
     for reference in references:
         arms = {trial.arm for trial in trials if len(references) == 1 or trial.base == reference}

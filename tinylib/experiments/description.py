@@ -136,13 +136,15 @@ class Description:
                 for factor in block.rates:
                     yield self._trial(arm, seed, block.budget, factor)
 
+    def paired(self) -> list[list[Trial]]:
+        """Runs that need one kind of machine, because they are compared: those of a block and seed, parents first."""
+        blocks = [replace(block, seeds=[seed]) for block in self.blocks.values() for seed in block.seeds]
+        return [_once(one for trial in self.block_trials(block) for one in (*ancestors(trial), trial))
+                for block in blocks]
+
     def trials(self) -> list[Trial]:
         """All runs in the order of the blocks, each after its parent; one that serves two blocks is there once."""
-        found: dict[str, Trial] = {}
-        for trial in (trial for block in self.blocks.values() for trial in self.block_trials(block)):
-            for one in (*ancestors(trial), trial):
-                found.setdefault(one.name, one)
-        return list(found.values())
+        return _once(trial for trials in self.paired() for trial in trials)
 
     def _trial(self, arm: str, seed: int, budget: str, factor: float = 1.0) -> Trial:
         values = self.every | self.arms[arm]
@@ -155,6 +157,10 @@ class Description:
             raise ConfigError(f"{self.path.name}, arm {arm!r}, budget {budget!r}", error.problems) from None
         return Trial(values["size"], arm, title, seed, budget, self.budgets[budget],
                      replace(config, init_from=before and before.name), before)
+
+
+def _once(trials: Iterable[Trial]) -> list[Trial]:
+    return list({trial.name: trial for trial in trials}.values())
 
 
 def ancestors(trial: Trial) -> list[Trial]:

@@ -43,8 +43,16 @@ def append(file: Path, record: Mapping[str, Any]) -> None:
         os.fsync(opened.fileno())
 
 
+def by_machine(found: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
+    """The records by kind of machine, (CPU, torch): results of two kinds are not the same to the last bit."""
+    kinds: dict[tuple[str, str], list[Record]] = {}
+    for record in found:
+        kinds.setdefault((record["hardware"], record["torch"]), []).append(record)
+    return kinds
+
+
 def of_trial(trial: Trial, found: Iterable[Record]) -> list[Record]:
-    """The records of this very configuration, by whatever name it had: one a text."""
+    """The records of this very configuration, by whatever name it had: one a text and kind of machine."""
     wanted = trial.identity
     return [record for record in found if identity(record["config"]) == wanted]
 

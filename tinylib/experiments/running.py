@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import date
 from importlib import metadata
@@ -19,7 +19,7 @@ from tinylib import corpus, hardware, launch, profiles, sizing
 from tinylib.checks import UserError, join_or
 from tinylib.config import TrainConfig, from_dict
 from tinylib.experiments.description import Description, Trial, ancestors, describe
-from tinylib.experiments.records import append, of_trial, records
+from tinylib.experiments.records import Record, append, by_machine, of_trial, records
 from tinylib.launch import Run
 from tinylib.rundir import ENDED, Header, StatusLine, Step, downsampled
 from tinylib.shards import Shards, build
@@ -147,20 +147,10 @@ class _Queue:
         self._line = StatusLine(sys.stderr)
         self._began_s, self._flops = time.monotonic(), 0.0    # FLOPs of this call
         found = [record for record in records(description.records_file) if record["text"] == source.name]
-        self.missing = [trial for trial in description.trials() if not of_trial(trial, found)]
-        self._check_machine(found)
+        self.missing = missing(description, found)
         # A parent whose record is written may be gone; it is run again for the sake of its checkpoint.
         needed = [one for trial in self.missing for one in (*ancestors(trial), trial)]
         self._waiting = list({trial.name: trial for trial in needed}.values())
-
-    def _check_machine(self, found: list[dict[str, Any]]) -> None:
-        """Raise UserError where a seed of the missing runs was begun on another kind of machine."""
-        here = {"hardware": hardware.processor(), "torch": metadata.version("torch")}
-        for record in found:
-            there = {name: record[name] for name in here}
-            if there != here and any(trial.seed == record["seed"] for trial in self.missing):
-                raise UserError(f"runs with seed {record['seed']} were made on {there}, and this machine is {here}: go "
-                                "on there, or give new seeds, because one seed needs one kind of machine")
 
     def work(self, workers: int) -> bool:
         """Begin runs where there is room and collect those that have ended; False when nothing is left."""
@@ -228,6 +218,22 @@ class _Queue:
         if left > 0 and done > 0:
             parts.append(f"{sizing.duration(left / done * (time.monotonic() - self._began_s))} left")
         return "  ".join([f"{len(self.missing)} runs to do", *parts])
+
+
+def missing(description: Description, found: Iterable[Record]) -> list[Trial]:
+    """Runs to make on this kind of machine: those without a record here, if no kind has all that they are paired with.
+
+    Pairs of which another kind of machine has more come last; they are made here as a whole.
+    """
+    here, kinds = (hardware.processor(), metadata.version("torch")), by_machine(found)
+    first, last = [], []
+    for trials in description.paired():
+        counts = {kind: sum(bool(of_trial(trial, kinds[kind])) for trial in trials) for kind in kinds}
+        most = max(counts.values(), default=0)
+        if most < len(trials):
+            (last if most > counts.get(here, 0) else first).extend(trials)
+    own = kinds.get(here, [])
+    return [trial for trial in dict.fromkeys(first + last) if not of_trial(trial, own)]
 
 
 def _flops(trial: Trial, run: Run) -> float:
