@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib import metadata
 
 import numpy as np
@@ -19,11 +20,12 @@ from filelock import FileLock
 from helpers import problems
 from scipy import stats
 
-from tinylib import experiments, sizing
+from tinylib import experiments, hardware, sizing
 from tinylib.checks import ConfigError, UserError
 from tinylib.cli import main
 from tinylib.experiments import FOLDER, append, compare, describe, differences, records
 from tinylib.experiments.comparing import quantile
+from tinylib.experiments.records import step_times, times_file
 from tinylib.experiments.running import Failed, Source, folder, missing
 from tinylib.launch import Run
 
@@ -83,7 +85,9 @@ def test_the_committed_descriptions_can_be_run(name):
     for trial in trials:
         step_flops = sizing.flops_per_token(trial.config.model) * 4096
         assert trial.config.total_batch_size == 4096 and trial.config.model.seq_len == 256
-        assert abs(trial.config.steps * step_flops - trial.flops) <= step_flops / 2 and trial.config.steps > 400
+        share = description.arms[trial.base].get("share", 1)
+        assert abs(trial.config.steps * step_flops - share * trial.flops) <= step_flops / 2
+        assert trial.config.steps > 250
 
 
 @pytest.mark.parametrize("change, message", [
@@ -99,6 +103,11 @@ def test_the_committed_descriptions_can_be_run(name):
     (("rule =", "rules ="), "rules='It pays if the interval is below zero.' is not a field: use rule"),
     (("characters = 100_000", "characters = 100_000\nsha256 = 'x'"), "use one of them"),
     (('size = "nano"', 'size = "small"'), "size='small' is not a choice"),
+    (("depth = 1, init_from", "depth = 2, init_from"), "its model is not that of init_from"),
+    (("share = 0.5}", 'convert = "untie"}'), "only tied may differ, and must where convert is set"),
+    (("share = 0.5}", 'convert = "untie", tied = true}'), "convert='untie' is not a choice: use least-change, mean"),
+    (("share = 0.5}", "at = 0.55}"), "at=0.55 is not a choice: use 0.1, 0.2"),
+    (("{depth = 1}", "{depth = 1, at = 0.5}"), "convert and at need a run to start from: set init_from"),
 ])
 def test_a_wrong_description_is_one_clear_error(tiny, change, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
@@ -204,6 +213,42 @@ def test_what_cannot_be_compared_is_an_error(scores):
     assert problems(compare, other, "a") == ["runs with seed 0 differ in hardware: compare those with the same"]
 
 
+def test_at_equal_bytes_and_seconds_arms_are_read_off_their_own_line(tiny, monkeypatch):
+    path = tiny(("small = 3e7", "small = 3e7\nlarge = 12e7"), ('"one", "two", "more"', '"one", "two"'),
+                ('budget = "small"', 'budget = "large"'), ("seeds = [0]", "seeds = [0, 1]"))
+    description, bits = describe(path), {"one": 3.0, "two": 3.2}
+    for block in (description.blocks["depth"], replace(description.blocks["depth"], budget="small")):
+        for trial in description.block_trials(block):
+            slope = -0.2 * (trial.budget == "large")    # of four times the FLOPs
+            append(description.records_file, {
+                "config": trial.identity, "hardware": "cpu", "torch": "2", "threads": 1, "dtype": "float32",
+                "text": "t", "date": "2026-11-27", "arm": trial.arm, "seed": trial.seed, "steps": trial.config.steps,
+                "bytes": trial.flops * (2 if trial.arm == "two" else 1), "bits_per_byte": bits[trial.arm] + slope})
+    found = experiments.report(path)[0].compared
+    assert found["difference"]["two"] == pytest.approx(0.2)
+    found = experiments.report(path, "bytes")[0].compared    # twice the bytes at equal FLOPs: half of a step back
+    assert found["mean"].tolist() == pytest.approx([2.8, 3.1])
+    assert experiments.report(path, "seconds") == []
+    for arm, seconds in (("one", 9.0), ("two", 1.0), ("one", 2.0)):    # the newest counts
+        append(times_file(description), {"arm": arm, "seconds": seconds, "hardware": "cpu", "torch": "2"})
+    found = experiments.report(path, "seconds")[0].compared
+    steps = {trial.arm: trial.config.steps for trial in description.trials()}
+    longer = 2 * steps["one"] / steps["two"]
+    assert found["mean"]["two"] == pytest.approx(3.0 - 0.2 * np.log(longer) / np.log(4), abs=0.01)
+
+
+def test_steps_are_timed_on_an_idle_machine_only(tiny, monkeypatch):
+    path = tiny(('"one", "two", "more"', '"one", "two"'))
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval: 50)
+    with pytest.raises(UserError, match="other processes use 50 % of the cores"):
+        experiments.time_steps(path)
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval: 5)
+    found = experiments.time_steps(path)
+    assert set(found) == {"one", "two"} and 0 < found["one"] < found["two"]
+    machine = hardware.processor(), metadata.version("torch")
+    assert step_times(describe(path), machine) == found
+
+
 # Runs
 
 def test_pairs_are_made_whole_on_one_kind_of_machine(tiny, monkeypatch):
@@ -281,6 +326,27 @@ def test_an_experiment_from_its_first_run_to_one_made_again(tiny, call, tmp_path
     assert (tmp_path / "figure.png").stat().st_size > 5000
     code, out, err = call(path, "--again", "two")
     assert code == 1 and "use one-small-0, two-small-0 or more-small-0" in err
+
+
+@pytest.mark.slow
+def test_an_arm_is_untied_on_its_way_and_another_tied_at_its_end(tiny):
+    """An untied child goes on with its parent's schedule and order of data, so its curve is close to the parent's."""
+    arms = """
+tied = {depth = 1, tied = true}
+freed = {depth = 1, init_from = "tied", convert = "untie", at = 0.7}
+bound = {depth = 1, tied = true, init_from = "one", convert = "least-change", share = 0.1}
+two ="""
+    path = tiny(('"one", "two", "more"', '"tied", "freed", "one", "bound"'), ("3e7", "3e8"), ("\ntwo =", arms))
+    assert experiments.run(path) == {"done": 4, "missing": 0}
+    made = {record["arm"]: record for record in records(describe(path).records_file)}
+    curves = {arm: dict(map(tuple, record["curve"])) for arm, record in made.items()}
+    steps = made["tied"]["steps"]
+    assert made["freed"]["steps"] == steps and min(curves["freed"]) == 7 * (steps // 10) + 1
+    shared = sorted(curves["freed"].keys() & curves["tied"].keys())
+    freed, tied = ([curves[arm][step] for step in shared] for arm in ("freed", "tied"))
+    assert freed == pytest.approx(tied, rel=0.2)
+    assert made["bound"]["steps"] == round(0.1 * made["one"]["steps"]) and made["bound"]["config"]["model"]["tied"]
+    assert not [*folder(describe(path)).glob("*-0-*")]
 
 
 def start(path):

@@ -268,6 +268,7 @@ def test_the_environment_is_clean(monkeypatch):
     assert start._environment(rehearsal)["OMP_NUM_THREADS"] == "2", "both machines are this one"
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert start._environment(rehearsal)["OMP_NUM_THREADS"] == "3"
+    assert start._environment(start.LaunchSettings(4, threads=1))["OMP_NUM_THREADS"] == "1"
 
 
 def test_attach_finds_the_latest(finished, config, tmp_path, monkeypatch):

@@ -71,6 +71,17 @@ def test_adamw_for_all_equals_torchs_with_decay_of_the_matrices_alone(tiny, deca
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_values_of_the_embedding_alone_are_kept_in_bfloat16(tiny, tied) -> None:
+    config = replace(tiny, model=replace(tiny.model, tied=tied), embedding_dtype="bfloat16")
+    model = randomised(config.model)
+    optimizer = Optimizer(model, config)
+    model(torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 4, dtype=torch.long)).backward()
+    optimizer.step(0)
+    rounded = {name for name, weight in model.named_parameters() if torch.equal(weight, weight.bfloat16().float())}
+    assert rounded == {"wte.weight"} and model.wte.weight.dtype == torch.float32
+
+
 @pytest.mark.parametrize("matrix_optimizer", ["muon", "adamw"])
 def test_weight_decay_shrinks_the_matrices_with_either_optimizer(tiny, matrix_optimizer) -> None:
     def weights(decay: float) -> dict[str, torch.Tensor]:

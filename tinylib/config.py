@@ -149,6 +149,8 @@ class TrainConfig:
     """Learning rate of the one table of a tied model, which must serve both roles."""
     tied_std: float | None = None
     """Standard deviation of the first values of a tied table; None takes 0.5 / dim."""
+    embedding_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the values of `wte`: bfloat16, as in nanochat on a GPU, rounds them after each update."""
     matrix_lr: float = 0.02
     """Learning rate of the matrices of the blocks."""
     matrix_optimizer: MatrixOptimizer = "muon"

@@ -176,6 +176,9 @@ class Optimizer:
             if group.optimizer == "Muon":
                 settings["momentum"] = muon_momentum(step, self._config)
             optimizer.step()
+        if self._config.embedding_dtype == "bfloat16":
+            wte = next(weight for weight, name in self._names.items() if name == "wte.weight")
+            wte.data.copy_(wte.bfloat16())
         return multiplier
 
     def state(self) -> dict[str, Tensor]:

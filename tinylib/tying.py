@@ -21,7 +21,7 @@ from tinylib.checks import UserError, check_choice, raise_if
 from tinylib.config import TieMethod, TrainConfig, from_dict
 from tinylib.model import GPT, NORM_EPS
 from tinylib.optim import Optimizer
-from tinylib.rundir import plain
+from tinylib.rundir import RunDirectory, plain
 from tinylib.shards import Shards
 from tinylib.tokenizer import Tokenizer
 
@@ -76,6 +76,25 @@ def untie(folder: str | Path, target: str | Path, rescale: bool = True) -> Path:
         f"{WTE}/step": halves["step"], f"{WTE}/exp_avg": halves["exp_avg"] / scale_V1,
         f"{WTE}/exp_avg_sq": halves["exp_avg_sq"] / scale_V1.square()}
     return _write(folder, target, model, {WTE: table_VD * scale_V1, HEAD: table_VD}, optimizer, moments, state)
+
+
+def write_run(source: RunDirectory, made: RunDirectory, method: TieMethod | None,
+              held_out: Shards | None = None) -> tuple[TrainConfig, int]:
+    """Write `made`, a run whose checkpoint is the newest of `source` tied by `method` (None: untied).
+
+    Returns its configuration and the step of its checkpoint.  Raises as `tie` does.
+    """
+    folder, written = source.checkpoint(), source.read_config()
+    old, step = from_dict(TrainConfig, written["train"]), source.saved_steps()[-1]
+    target = made.checkpoint_path(step)
+    if method is None:
+        untie(folder, target)
+    else:
+        tie(folder, target, method, held_out)
+    config = replace(old, model=replace(old.model, tied=not old.model.tied), run_dir=str(made.path))
+    made.write_config(config, written["world_size"], launch=written.get("launch"))
+    made.write_status("finished" if step >= config.steps else "stopped", step=step, steps=config.steps)
+    return config, step
 
 
 def least_change(wte_VD: Tensor, head_VD: Tensor, moment_DD: Tensor, weight: float = EMBEDDING_WEIGHT) -> Tensor:

@@ -9,12 +9,13 @@ import pandas as pd
 from tinylib import experiments, plots
 from tinylib.cli import tables
 from tinylib.cli.verbs import Result, verb
-from tinylib.experiments.comparing import Comparison
+from tinylib.experiments.comparing import By, Comparison
 
 
 @verb()
 def experiment(name: str, minutes: float | None = None, workers: int | None = None, corpus: str | None = None,
-               report: bool = False, figure: Path | None = None, again: str | None = None) -> Result:
+               report: bool = False, by: By = "flops", figure: Path | None = None, again: str | None = None,
+           time_steps: bool = False) -> Result:
     """Run what is missing of an experiment, resuming what was begun, and record each finished run; or report.
 
     Args:
@@ -23,24 +24,29 @@ def experiment(name: str, minutes: float | None = None, workers: int | None = No
         workers: runs side by side, one thread each; None takes one a core
         corpus: file or folder of a text that the description knows by its hash; None takes $TINYLIB_CORPUS
         report: print and draw what the records hold, and run nothing
+        by: compare at equal FLOPs, at equal bytes of text or at equal seconds, with --report
         figure: file of the drawing, with --report; None puts it beside the runs
         again: make this record again, arm-budget-seed as the table names it; exit code 1 if its curve differs
+        time_steps: time a training step of every arm on this machine, which must be idle
     """
+    if time_steps:
+        seconds = experiments.time_steps(name, corpus=corpus)
+        return Result({"experiment": experiments.describe(name).name, "seconds_per_step": seconds})
     if again:
         found = experiments.again(name, again, corpus=corpus)
         return Result(found, ok=found["same"])
     if report:
-        return _report(name, figure)
+        return _report(name, by, figure)
     description = experiments.describe(name)
     counts = experiments.run(name, minutes=minutes, workers=workers, corpus=corpus)
     return Result({"experiment": description.name, **counts, "records": description.records_file})
 
 
-def _report(name: str, figure: Path | None) -> Result:
+def _report(name: str, by: By, figure: Path | None) -> Result:
     """A table a block, the figure of all of them, and the same as facts."""
-    description, comparisons = experiments.describe(name), experiments.report(name)
-    facts = {"experiment": description.name, "question": description.question, "records": description.records_file,
-             "blocks": [_facts(comparison) for comparison in comparisons]}
+    description, comparisons = experiments.describe(name), experiments.report(name, by)
+    facts = {"experiment": description.name, "question": description.question, "by": by,
+             "records": description.records_file, "blocks": [_facts(comparison) for comparison in comparisons]}
     if not comparisons:
         return Result(facts, f"{description.question}\n\nno records yet: tinylib experiment {name}")
     file = figure or experiments.folder(description) / "report.png"

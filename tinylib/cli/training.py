@@ -10,7 +10,7 @@ from pathlib import Path
 from tinylib.checks import UserError
 from tinylib.cli import tables
 from tinylib.cli.verbs import Flags, Result, RunName, verb
-from tinylib.config import DeviceKind, TieMethod, TrainConfig, from_dict
+from tinylib.config import DeviceKind, TieMethod, TrainConfig
 from tinylib.launch import attach, write_slurm
 from tinylib.rundir import Eval, RunDirectory, find_run, show_progress
 from tinylib.shards import Shards
@@ -118,6 +118,7 @@ def tie(run: RunName, output: Path | None = None, untie: bool = False, method: T
     from tinylib.evaluate import Score, score
     from tinylib.hardware import device as find_device
     from tinylib.train import train as start
+    from tinylib.tying import write_run
 
     def evaluated(checkpoint: Path) -> Score:
         return score(load_model(checkpoint, find_device(device).kind), held_out, max_tokens=max_tokens)
@@ -127,7 +128,7 @@ def tie(run: RunName, output: Path | None = None, untie: bool = False, method: T
     trained = RunDirectory(made.path.with_name(f"{made.name}-trained"))
     _raise_if_taken(made, *[trained] * (steps > 0))
     held_out = Shards(source.read_config()["train"]["data"], "val")
-    config, step = _write_run(source, made, held_out, None if untie else method)
+    config, step = write_run(source, made, None if untie else method, held_out)
     before, after = evaluated(source.checkpoint(step)), evaluated(made.checkpoint())
     made.append(Eval(step, after.bits_per_byte, after.loss))
     facts = {"run": made.path, "step": step, "method": None if untie else method, "tokens": after.tokens,
@@ -157,22 +158,3 @@ def _raise_if_taken(*runs: RunDirectory) -> None:
     for run in runs:
         if run.path.exists():
             raise FileExistsError(f"output={str(run.path)!r} is taken: choose another with --output, or remove it")
-
-
-def _write_run(source: RunDirectory, made: RunDirectory, held_out: Shards,
-               method: TieMethod | None) -> tuple[TrainConfig, int]:
-    """Write the run `made`, the newest checkpoint of `source` tied by `method` (None: untied); its config and step."""
-    from tinylib.tying import tie, untie
-
-    folder, written = source.checkpoint(), source.read_config()
-    old, step = from_dict(TrainConfig, written["train"]), source.saved_steps()[-1]
-    target = made.checkpoint_path(step)
-    if method is None:
-        untie(folder, target)
-    else:
-        tie(folder, target, method, held_out)
-    model = dataclasses.replace(old.model, tied=not old.model.tied)
-    config = dataclasses.replace(old, model=model, run_dir=str(made.path))
-    made.write_config(config, written["world_size"], launch=written.get("launch"))
-    made.write_status("finished" if step >= config.steps else "stopped", step=step, steps=config.steps)
-    return config, step

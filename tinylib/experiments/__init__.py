@@ -9,6 +9,7 @@ from tinylib.experiments.comparing import compare, differences, report
 from tinylib.experiments.description import FOLDER, Block, Description, Text, Trial, describe
 from tinylib.experiments.records import append, read, records
 from tinylib.experiments.running import again, folder, run
+from tinylib.experiments.timing import time_steps
 
 __all__ = ["FOLDER", "Block", "Description", "Text", "Trial", "again", "append", "compare", "describe", "differences",
-           "folder", "read", "records", "report", "run"]
+           "folder", "read", "records", "report", "run", "time_steps"]

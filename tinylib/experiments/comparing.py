@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from tinylib import checks
 from tinylib.experiments.description import Block, Description, describe
-from tinylib.experiments.records import by_machine, of_trial, records
+from tinylib.experiments.records import Record, by_machine, of_trial, records, step_times
 
 if TYPE_CHECKING:
     import pandas as pd
 
+By = Literal["flops", "bytes", "seconds"]
 LEVEL = 0.95
 _MACHINE = ("text", "hardware", "torch", "threads", "dtype")
 """What must be the same for all runs of one seed."""
@@ -139,30 +141,71 @@ class Comparison:
         return f"{names[0]}, torch {names[1]}, {self.table['date'].min()} to {self.table['date'].max()}"
 
 
-def report(name: str | Path) -> list[Comparison]:
-    """Comparisons that the records of an experiment allow so far, in the order of its blocks, text by text."""
+def report(name: str | Path, by: By = "flops") -> list[Comparison]:
+    """Comparisons that the records of an experiment allow so far, in the order of its blocks, text by text.
+
+    Runs of a block have equal FLOPs.  With `by` "bytes" or "seconds" its arms are compared at as many bytes of text, or
+    seconds of `time_steps`, as the reference took: an arm's bits per byte are read off the line through its two budgets
+    that are nearest, over the logarithm; arms with one budget, or without a time, are left out.
+    """
     description = describe(name)
     found = records(description.records_file)
     return [comparison for text in dict.fromkeys(record["text"] for record in found)
             for block_name, block in description.blocks.items()
-            for comparison in _comparisons(description, block_name, block, text, found)]
+            for comparison in _comparisons(description, block_name, block,
+                                           [record for record in found if record["text"] == text], by)]
 
 
-def _comparisons(description: Description, name: str, block: Block, text: str,
-                 found: list[dict[str, Any]]) -> Iterator[Comparison]:
+def _comparisons(description: Description, name: str, block: Block, found: list[Record],
+                 by: By) -> Iterator[Comparison]:
     import pandas as pd
 
-    trials, rows = list(description.block_trials(block)), []
-    kinds = by_machine(record for record in found if record["text"] == text)
-    for seed in block.seeds:    # all of one seed are from the machine that has the most of them
-        own = [[of_trial(trial, of_kind)[-1] | {"arm": trial.arm} for trial in trials
-                if trial.seed == seed and of_trial(trial, of_kind)] for of_kind in kinds.values()]
-        rows += max(own, key=len, default=[])
+    trials = list(description.block_trials(block))
+    rows = [row for seed in block.seeds for row in _of_seed(description, block, seed, found, by)]
     references = block.arms if len(block.rates) > 1 else [block.reference or block.arms[0]]
     for reference in references:
         arms = {trial.arm for trial in trials if len(references) == 1 or trial.base == reference}
         table = pd.DataFrame([row for row in rows if row["arm"] in arms])
         if len(table) and (table["arm"] == reference).any():
             expected = sum(trial.arm in arms for trial in trials)
-            yield Comparison(name, text, reference, table, expected - len(table), description.budgets[block.budget],
-                             block.rule)
+            yield Comparison(name, found[0]["text"], reference, table, expected - len(table),
+                             description.budgets[block.budget], block.rule)
+
+
+def _of_seed(description: Description, block: Block, seed: int, found: list[Record], by: By) -> list[Record]:
+    """A block's records with one seed, all from the kind of machine that has the most of them."""
+    kinds = [[record | {"arm": trial.arm} for trial in description.block_trials(replace(block, seeds=[seed]))
+              for record in of_trial(trial, of_kind)[-1:]] for of_kind in by_machine(found).values()]
+    own = max(kinds, key=len, default=[])
+    return own if by == "flops" or not own else _at_equal(description, block, own, found, by)
+
+
+def _at_equal(description: Description, block: Block, own: list[Record], found: list[Record], by: By) -> list[Record]:
+    """The records `own` of one seed with their bits per byte at the reference's amount of bytes or seconds."""
+    machine = own[0]["hardware"], own[0]["torch"]
+    step_s = step_times(description, machine)
+
+    def amount(record: Record) -> float:
+        return record["bytes"] if by == "bytes" else record["steps"] * step_s.get(record["arm"], np.nan)
+
+    wanted = [amount(record) for record in own if record["arm"] == (block.reference or block.arms[0])]
+    rows = []
+    for record in own:
+        points = {amount(other): other["bits_per_byte"] for budget in description.budgets
+                  for trial in description.block_trials(replace(block, arms=[record["arm"]], budget=budget,
+                                                                seeds=[record["seed"]]))
+                  for other in of_trial(trial, by_machine(found)[machine])[-1:]}
+        if wanted and len(points) > 1 and not np.isnan([*points, *wanted]).any():
+            rows.append(record | {"bits_per_byte": at_amount(points, wanted[0])})
+    return rows
+
+
+def at_amount(points: Mapping[float, float], amount: float) -> float:
+    """Bits per byte at `amount`: on the line through the two nearest `points`, over the logarithm of their amounts.
+
+    >>> at_amount({1e6: 3.0, 1e8: 2.0}, 1e7)
+    2.5
+    """
+    one, other = sorted(points, key=lambda place: abs(math.log(place / amount)))[:2]
+    slope = (points[other] - points[one]) / math.log(other / one)
+    return points[one] + slope * math.log(amount / one)

@@ -11,11 +11,11 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from tinylib import checks, sizing
 from tinylib.checks import ConfigError, UserError
-from tinylib.config import PRESETS, GPTConfig, TrainConfig
+from tinylib.config import PRESETS, GPTConfig, TieMethod, TrainConfig
 from tinylib.rundir import plain
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "data" / "experiments"
@@ -25,7 +25,8 @@ _MODEL = {item.name for item in dataclasses.fields(GPTConfig)}
 _PLACES = {"data", "run_dir", "save_every", "keep", "eval_every", "eval_tokens", "tensorboard"}
 """Fields of TrainConfig that change no weight: they are set here, and no arm may set them."""
 _RECIPE = {item.name for item in dataclasses.fields(TrainConfig)} - _PLACES - {"model", "steps", "seed", "init_state"}
-_ARM = _MODEL | _RECIPE | {"size", "heads", "share"}
+_START = ("init_from", "convert", "at")
+_ARM = _MODEL | _RECIPE | {"size", "heads", "share", *_START}
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,19 @@ class Trial:
     flops: float
     """The budget."""
     config: TrainConfig
-    """Without its folders; `init_from` is the name of the parent."""
+    """Without its folders; `init_from` is the name of the parent, with `convert` and `at`."""
     parent: Trial | None = None
-    """The run whose last checkpoint this one starts from."""
+    """The run from which this one starts."""
+    convert: str | None = None
+    """What is done to the parent's checkpoint first: "untie", or a method of `tying.tie`."""
+    at: float | None = None
+    """Share of the steps after which it leaves the parent, with optimizer state and schedule; None starts a schedule
+    of its own at the parent's end."""
+
+    @property
+    def start_step(self) -> int | None:
+        """Step of the parent's checkpoint from which this run starts; None is the last."""
+        return None if self.parent is None or self.at is None else round(10 * self.at) * self.parent.config.save_every
 
     @property
     def label(self) -> str:
@@ -148,15 +159,17 @@ class Description:
 
     def _trial(self, arm: str, seed: int, budget: str, factor: float = 1.0) -> Trial:
         values = self.every | self.arms[arm]
-        parent = values.pop("init_from", None)
+        parent, convert, at = (values.pop(name, None) for name in _START)
         before = self._trial(parent, seed, budget, factor) if parent else None
         title = arm if factor == 1 else f"{arm}, rates ×{factor:g}"
         try:
             config = _config(values, self.budgets[budget], seed, factor)
+            checks.raise_if("start", _start_problems(config.model, before and before.config.model, convert, at))
         except ConfigError as error:
             raise ConfigError(f"{self.path.name}, arm {arm!r}, budget {budget!r}", error.problems) from None
+        start = before and ", ".join([before.name, *[convert] * bool(convert), *[f"at {at}"] * bool(at)])
         return Trial(values["size"], arm, title, seed, budget, self.budgets[budget],
-                     replace(config, init_from=before and before.name), before)
+                     replace(config, init_from=start, init_state=bool(at)), before, convert, at)
 
 
 def _once(trials: Iterable[Trial]) -> list[Trial]:
@@ -166,6 +179,20 @@ def _once(trials: Iterable[Trial]) -> list[Trial]:
 def ancestors(trial: Trial) -> list[Trial]:
     """The runs that a run starts from, the first first."""
     return [] if trial.parent is None else [*ancestors(trial.parent), trial.parent]
+
+
+def _start_problems(model: GPTConfig, parent: GPTConfig | None, convert: str | None,
+                    at: float | None) -> Iterator[str | None]:
+    """Problems with a start from the run of `parent`."""
+    if parent is None:
+        yield "convert and at need a run to start from: set init_from" if convert or at else None
+        return
+    if convert:
+        yield checks.check_choice("convert", convert, get_args(TieMethod) if model.tied else ["untie"])
+    if replace(model, tied=model.tied != bool(convert)) != parent:
+        yield "its model is not that of init_from: only tied may differ, and must where convert is set"
+    if at is not None:
+        yield checks.check_choice("at", at, [tenth / 10 for tenth in range(1, 10)])
 
 
 def _config(values: Mapping[str, Any], flops: float, seed: int, factor: float) -> TrainConfig:
@@ -184,7 +211,7 @@ def _config(values: Mapping[str, Any], flops: float, seed: int, factor: float) -
                                f"{step_flops:.3g}: use a larger budget or a smaller total_batch_size"])
     fixed = {"device": "cpu", "dtype": "float32", "compile": "off"}
     return TrainConfig(model=model, **{**fixed, **recipe}, steps=steps, seed=seed, eval_every=None,
-                       eval_tokens=model.seq_len, save_every=max(1, steps // 10), keep=1)
+                       eval_tokens=model.seq_len, save_every=max(1, steps // 10), keep=11)
 
 
 def describe(name: str | Path) -> Description:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinylib.checks import UserError
-from tinylib.experiments.description import Trial, describe, identity
+from tinylib.experiments.description import Description, Trial, describe, identity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,3 +62,14 @@ def read(name: str | Path) -> pd.DataFrame:
     import pandas as pd
 
     return pd.DataFrame(records(describe(name).records_file))
+
+
+def times_file(description: Description) -> Path:
+    """File of the step times, beside the records."""
+    return description.records_file.with_name(f"{description.name}-seconds.jsonl")
+
+
+def step_times(description: Description, machine: tuple[str, str]) -> dict[str, float]:
+    """Seconds a step by arm on this kind of machine, (CPU, torch); of each arm the newest."""
+    return {record["arm"]: record["seconds"] for record in records(times_file(description))
+            if (record["hardware"], record["torch"]) == machine}

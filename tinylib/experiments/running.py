@@ -13,14 +13,14 @@ from dataclasses import replace
 from datetime import date
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from tinylib import corpus, hardware, launch, profiles, sizing
+from tinylib import corpus, hardware, profiles, sizing
 from tinylib.checks import UserError, join_or
-from tinylib.config import TrainConfig, from_dict
+from tinylib.config import TieMethod, TrainConfig, from_dict
 from tinylib.experiments.description import Description, Trial, ancestors, describe
 from tinylib.experiments.records import Record, append, by_machine, of_trial, records
-from tinylib.launch import Run
+from tinylib.launch import Run, launch
 from tinylib.rundir import ENDED, Header, StatusLine, Step, downsampled
 from tinylib.shards import Shards, build
 from tinylib.tokenizer import Tokenizer
@@ -185,9 +185,24 @@ class _Queue:
         if not run.exists():
             shutil.rmtree(run.path, ignore_errors=True)    # a start that was killed before it wrote anything
         data = self._source.shards(trial.config.model.vocab_size)
-        start = trial.parent and str(self._run(trial.parent).checkpoint())
+        start = trial.parent and str(self._start(trial, trial.parent, data))
         config = replace(trial.config, data=str(data), run_dir=str(run.path), init_from=start)
-        return _launch(config, resume=run.exists())
+        return launch(config, 1, threads=1, share=True, resume=run.exists())
+
+    def _start(self, trial: Trial, parent: Trial, data: Path) -> Path:
+        """The checkpoint of `parent` that `trial` starts from, tied or untied first where its arm says so."""
+        from tinylib.tying import tie, untie
+
+        found, converted = self._run(parent).checkpoint(trial.start_step), self._converted(trial)
+        if trial.convert is None:
+            return found
+        shutil.rmtree(converted, ignore_errors=True)    # of a start that was killed
+        if trial.convert == "untie":
+            return untie(found, converted)
+        return tie(found, converted, cast(TieMethod, trial.convert), Shards(data))    # not on the validation text
+
+    def _converted(self, trial: Trial) -> Path:
+        return folder(self._description) / f"{trial.name}-start"
 
     def _collect(self, trial: Trial, run: Run) -> None:
         """Append the record of a run that has finished, and remove what no other run needs."""
@@ -203,6 +218,7 @@ class _Queue:
         for one in (*ancestors(trial), trial):
             if not any(one in ancestors(other) for other in self.missing):
                 self._run(one).remove()
+                shutil.rmtree(self._converted(one), ignore_errors=True)
 
     def stop(self) -> None:
         """Let the runs in progress save and end."""
@@ -240,17 +256,6 @@ def _flops(trial: Trial, run: Run) -> float:
     """FLOPs of the budget that a run has spent, those of earlier calls too."""
     step = run.last(Step)
     return trial.flops * step.step / trial.config.steps if step else 0.0
-
-
-def _launch(config: TrainConfig, **how: bool) -> Run:
-    """Launch a run with one thread, beside others."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"    # the launched process inherits it
-    try:
-        return launch.launch(config, 1, share=True, **how)
-    finally:
-        os.environ.pop("OMP_NUM_THREADS")
-        os.environ.update({"OMP_NUM_THREADS": before} if before else {})
 
 
 def outcome(run: Run) -> dict[str, Any]:
@@ -301,7 +306,7 @@ def again(name: str | Path, label: str, *, corpus: str | None = None) -> dict[st
         raise UserError(f"again={label!r} starts from another run: make that one again, {trial.parent.label!r}")
     data = Source(description, corpus).shards(trial.config.model.vocab_size)
     path = folder(description) / f"again-{trial.name}"
-    run = _launch(replace(trial.config, data=str(data), run_dir=str(path)), replace_ended=True)
+    run = launch(replace(trial.config, data=str(data), run_dir=str(path)), 1, threads=1, share=True, replace_ended=True)
     try:
         run.wait()
         made = outcome(run)

@@ -186,13 +186,14 @@ def _text(log: Path, lines: int | None = None) -> str:
 
 def launch(config: TrainConfig, nproc_per_node: int | Literal["auto"] = "auto", *, resume: bool = False,
            replace_ended: bool = False, share: bool = False, max_restarts: int = 0, nnodes: int = 1,
-           rdzv_endpoint: str | None = None) -> Run:
+           rdzv_endpoint: str | None = None, threads: int | None = None) -> Run:
     """Start `config` under torchrun, detached in a process session of its own, and return at once.
 
     "auto" means one process per GPU; without a GPU one process, which by itself uses every core.  The run takes the
     first `nproc_per_node` GPUs in CUDA_VISIBLE_DEVICES; `share` trains on devices that another run holds, both slower.
     `resume` goes on from the newest checkpoint; `replace_ended` first removes an earlier run of that directory, unless
-    it is still running.  torchrun starts all ranks again after a failure, up to `max_restarts` times.
+    it is still running.  torchrun starts all ranks again after a failure, up to `max_restarts` times.  A process has
+    `threads`, by default OMP_NUM_THREADS, else its share of the cores.
 
     On `nnodes` machines, which share the run directory, `launch` with the same arguments on each, or `join_command` of
     the first one's run on the others.  They meet at `rdzv_endpoint`, host:port.
@@ -205,7 +206,7 @@ def launch(config: TrainConfig, nproc_per_node: int | Literal["auto"] = "auto", 
     config = start.absolute(config)
     run, there = Run(config.run_dir), hardware.visible_devices(config.device)
     processes = len(there) if nproc_per_node == "auto" else nproc_per_node
-    settings = LaunchSettings(processes, nnodes, rdzv_endpoint, max_restarts)
+    settings = LaunchSettings(processes, nnodes, rdzv_endpoint, max_restarts, threads)
     checks.raise_if("launch", settings.problems(config, there))
     check_tensorboard(config)
     open_splits(config.data, config.model.vocab_size)

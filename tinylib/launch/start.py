@@ -38,9 +38,11 @@ class LaunchSettings:
     """Host and port at which the machines meet; None on one machine."""
     max_restarts: int = 0
     """How often torchrun starts all ranks again after a failure, from the newest checkpoint."""
+    threads: int | None = None
+    """Threads of a process; None takes OMP_NUM_THREADS, else the process's share of the cores."""
 
     def __post_init__(self) -> None:
-        least = {"nproc_per_node": 1, "nnodes": 1, "max_restarts": 0}
+        least = {"nproc_per_node": 1, "nnodes": 1, "max_restarts": 0} | ({} if self.threads is None else {"threads": 1})
         checks.raise_if("launch", [checks.check_int(name, getattr(self, name), low) for name, low in least.items()])
 
     @property
@@ -142,12 +144,9 @@ def train_command(directory: RunDirectory, resume: bool) -> list[str]:
 
 
 def _environment(settings: LaunchSettings) -> dict[str, str]:
-    """This process's variables without those of a torchrun around it, with the cores divided among the processes.
-
-    An OMP_NUM_THREADS that is set already is kept.
-    """
+    """This process's variables without those of a torchrun around it, with the cores divided among the processes."""
     kept = {name: value for name, value in os.environ.items()
             if name not in TORCHRUN_VARIABLES and not name.startswith(("TORCHELASTIC_", "PET_"))}
     share = hardware.cores() // (settings.world_size if settings.on_this_machine else settings.nproc_per_node)
-    threads = kept.get("OMP_NUM_THREADS", str(max(1, share)))
+    threads = str(settings.threads or kept.get("OMP_NUM_THREADS", max(1, share)))
     return kept | {"OMP_NUM_THREADS": threads, "TINYLIB_THREADS": threads, "PYTHONUNBUFFERED": "1"} | RANK_VARIABLES
