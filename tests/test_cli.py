@@ -131,7 +131,7 @@ def test_a_model_may_come_from_a_file(call, facts, tmp_path):
     (["train", "--dim", "500"], 1, "error: GPTConfig: dim=500"),
     (["train", *SMALL, "--total-batch-size", "100", "--steps", "0"], 1, "steps=0 is not a whole number"),
     (["train", *SMALL, "--total-batch-size", "100"], 1, "total_batch_size=100 is not a multiple"),
-    (["train", *SMALL, "--data", "nowhere", "--run-dir", "RUN"], 1, "error: no token shards in nowhere"),
+    (["train", *SMALL, "--data", "nowhere", "--run-dir", "RUN"], 1, "error: no token shards in /"),
     (["train", "--config", "missing.json"], 1, "missing.json"),
     (["train", *SMALL, "--nnodes", "2"], 1, "go with --slurm FILE"),
     (["plan", "--depth", "0"], 1, "error: GPTConfig: depth=0"),
@@ -242,8 +242,8 @@ def test_train_begins_from_a_file(call, shards, tmp_path):
     config = config_of(*SMALL, "--data", str(shards), "--run-dir", str(tmp_path / "run"))
     assert config.total_batch_size == 128 and config.model.depth == 1
     for text in (to_json(config), json.dumps({"train": json.loads(to_json(config)), "world_size": 1})):
-        (tmp_path / "config.json").write_text(text)
-        file = ("--config", str(tmp_path / "config.json"))
+        (tmp_path / "mine.json").write_text(text)
+        file = ("--config", str(tmp_path / "mine.json"))
         assert config_of(*file) == config and config_of(*file, "--steps", "9") == replace(config, steps=9)
         assert config_of(*file, "--depth", "2").model == replace(config.model, depth=2)
         assert config_of(*file, "--model", "nano", "--total-batch-size", "4096").model == PRESETS["nano"]

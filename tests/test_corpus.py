@@ -256,9 +256,11 @@ def test_lone_surrogates_in_json_are_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("name,content,message", [
-    ("a.jsonl", b'{"text": "x"}\n{"txt": "y"}\n', r"line 2 of .*a\.jsonl is no JSON object with a field 'text'"),
+    ("a.jsonl", b'{"text": "x"}\n{"txt": "y"}\n', r"line 2 of .*a\.jsonl has no field 'text': use .* of txt that"),
     ("a.jsonl", b'{"text": 5}\n', r"line 1 of .*a\.jsonl has no text in 'text' but 5"),
     ("a.jsonl", b"{\n", r"line 1 of .*a\.jsonl is no JSON object"),
+    ("a.txt", "a line\nand more\n".encode("utf-16-le"), r"a\.txt looks like UTF-16 or UTF-32, line 1 is full"),
+    ("a.jsonl", '{"text": "x"}'.encode("utf-32-be"), r"a\.jsonl looks like UTF-16 or UTF-32, line 1"),
     ("a.txt", b"\xff\xfeH\0i\0", r"a\.txt is not UTF-8 soon after line 0"),
     ("a.parquet", b"PAR1 cut", r"a\.parquet is no whole \.parquet file"),
 ])
@@ -277,6 +279,51 @@ def test_a_missing_column_lists_those_that_are_there(tmp_path):
         list(corpus.load(tmp_path).texts("train"))
     found = corpus.load(tmp_path, column="content")
     assert [*found.texts("train"), *found.texts("val")] == ["a"]
+
+
+def test_a_column_that_is_there_twice_is_named(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 2, names=["text", "text"]), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"column='text' is in .*a\.parquet more than once"):
+        list(corpus.load(tmp_path).texts("train"))
+
+
+def test_a_file_name_that_is_not_utf8_is_named(tmp_path):
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")).write_text("text")
+    with pytest.raises(ValueError, match=r"caf\\udce9\.txt' has a name that is not UTF-8: rename it"):
+        corpus.load(tmp_path)
+
+
+def test_a_relative_path_with_a_folder_in_it(tmp_path, monkeypatch):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a.txt").write_text("hello")
+    monkeypatch.chdir(tmp_path)
+    assert everything("d/a.txt") == everything("d") == everything(Path("d")) == ["hello"]
+
+
+def test_beside_files_named_for_training_others_are_not_trained_on(tmp_path):
+    write_lines(tmp_path / "train.jsonl", ["one", "two"])
+    write_lines(tmp_path / "eval.jsonl", ["three"])
+    (tmp_path / "requirements.txt").write_text("numpy")
+    found = corpus.load(tmp_path)
+    assert (list(found.texts("train")), list(found.texts("val"))) == (["one", "two"], ["three"])
+    assert corpus.table(found.manifest)["unused files"] == "requirements.txt"
+
+
+def test_no_validation_and_a_file_beside_its_packed_self_are_said(tmp_path):
+    write_lines(tmp_path / "a.jsonl", ["one"])
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
+    rows = corpus.table(corpus.fetch(tmp_path))
+    assert rows["perhaps twice"] == "a.jsonl.gz"
+    assert rows["val documents"].startswith("0: nothing to evaluate on, so add text, or a file that is named val")
+
+
+def test_a_path_that_is_not_there_is_said_before_the_network(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ConnectionError, match=r"^there is no file or folder data/mycorpus here, and no data set of"):
+        corpus.fetch("data/mycorpus")
 
 
 def test_missing_names_and_files_are_named(tmp_path):
@@ -371,14 +418,14 @@ def test_held_out_texts_are_not_trained_on_and_listed(tmp_path):
     assert (manifest["split"], manifest["unused"], manifest["passed_over"]) == ("by file name", ["test.jsonl"], 1)
     rows = corpus.table(manifest)
     assert rows["val files"] == "1: val.jsonl" and rows["val documents"].startswith("300,")
-    assert (rows["held out, unused"], rows["passed over"]) == ("test.jsonl", "1 of other formats")
+    assert (rows["unused files"], rows["passed over"]) == ("test.jsonl", "1 of other formats")
     assert rows["sha256"] == manifest["sha256"]
     for name in ("val", "test"):
         (folder / f"{name}.jsonl").unlink()
     found = corpus.load(folder)
     held_out = [text for text in everything(folder) if corpus.in_validation(text)]
     assert sorted(found.texts("val")) == held_out != []
-    assert not {"held out, unused", "val files"} & set(corpus.table(found.manifest))    # a hash takes from every file
+    assert not {"unused files", "val files"} & set(corpus.table(found.manifest))    # a hash takes from every file
 
 
 def test_relative_paths(tmp_path, monkeypatch):
@@ -504,7 +551,7 @@ def test_a_folder_may_mix_formats_and_the_one_that_does_not_fit_is_named(tmp_pat
     (tmp_path / "a.txt").write_text("from text")
     write_lines(tmp_path / "b.jsonl", ["from lines"])
     assert everything(tmp_path) == ["from lines", "from text"]
-    with pytest.raises(ValueError, match=r"line 1 of .*b\.jsonl is no JSON object with a field 'body': \{\"text\""):
+    with pytest.raises(ValueError, match=r"line 1 of .*b\.jsonl has no field 'body': use column .* of text that"):
         everything(tmp_path, column="body")
 
 

@@ -281,7 +281,7 @@ def test_a_folder_that_was_about_to_be_replaced_comes_back(tmp_path) -> None:
     (old / "file").write_text("whole")
     (tmp_path / f".a.{dead.pid}.part").mkdir()
     (tmp_path / f".a.{os.getpid()}.part").mkdir()    # left by an earlier process of the same pid
-    with pytest.raises(RuntimeError), write_folder(tmp_path / "a"):
+    with pytest.raises(RuntimeError), write_folder(tmp_path / "a", ["file"]):
         raise RuntimeError
     assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a/file").read_text() == "whole"
     with pytest.raises(OSError):

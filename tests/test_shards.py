@@ -316,7 +316,7 @@ def test_building_again_replaces_and_sweeps_up_after_the_dead(tokenizer, tmp_pat
 
 
 def test_write_folder_is_atomic(tmp_path):
-    with pytest.raises(RuntimeError, match="no"), files.write_folder(tmp_path / "a" / "b") as part:
+    with pytest.raises(RuntimeError, match="no"), files.write_folder(tmp_path / "a" / "b", []) as part:
         (part / "file").write_text("half")
         raise RuntimeError("no")
     assert list((tmp_path / "a").iterdir()) == []

@@ -11,6 +11,7 @@ import errno
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tinylib.checks import UserError, raise_if
-from tinylib.config import GPTConfig, TrainConfig, from_json, to_json
+from tinylib.config import GPTConfig, TrainConfig, from_dict, from_json, to_json
 from tinylib.files import read_json, write_folder
 from tinylib.model import GPT
 from tinylib.optim import Optimizer
@@ -40,11 +41,11 @@ def save(folder: str | Path, model: GPT, optimizer: Optimizer | None = None, tra
     `tokenizer` is the folder of a saved tokenizer.  Raises OSError, with nothing left behind, where the disk is full.
     """
     folder = Path(folder)
-    with write_folder(folder) as part:
-        _save_tensors(dict(model.named_parameters()), part / WEIGHTS)
+    with write_folder(folder, (WEIGHTS, OPTIMIZER, CONFIG, TRAIN_STATE, TOKENIZER)) as part:
+        save_tensors(dict(model.named_parameters()), part / WEIGHTS)
         (part / CONFIG).write_text(to_json(model.config), encoding="utf-8")
         if optimizer is not None:
-            _save_tensors(optimizer.state(), part / OPTIMIZER)
+            save_tensors(optimizer.state(), part / OPTIMIZER)
         if train_state is not None:
             (part / TRAIN_STATE).write_text(json.dumps(train_state, indent=2), encoding="utf-8")
         if tokenizer is not None:
@@ -117,7 +118,7 @@ def check_same_run(state: dict[str, Any], config: TrainConfig, data: str, dtype:
     The recipe must be the same, and the fingerprint of the `data`; so must the precision, which is `dtype` here, unless
     `config` asks for another by name.
     """
-    old = {**plain(TrainConfig()), **state["train"], "shards": state["data"]}
+    old = {**plain(from_dict(TrainConfig, state["train"])), "shards": state["data"]}
     new = {**plain(config), "shards": data}
     wrong = [f"{name} was {old[name]!r} and is {new[name]!r}: resume with the value the run began with, or start a "
              "new run" for name in new if name not in _FREE and old[name] != new[name]]
@@ -178,6 +179,7 @@ def _layout(tensor: Tensor | None) -> str:
 
 
 def _load_tensors(file: Path) -> dict[str, Tensor]:
+    file.open("rb").close()    # safetensors says of a file that may not be read that there is none
     try:
         return load_file(file)
     except SafetensorError as error:    # its message doesn't name the file
@@ -185,9 +187,13 @@ def _load_tensors(file: Path) -> dict[str, Tensor]:
                         "used") from error
 
 
-def _save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, with the permissions of any other file; OSError where the disk is full."""
+    file.touch()
+    mode = file.stat().st_mode    # safetensors writes a file that its owner alone can read
     try:
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, file)
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, file, metadata)
+        file.chmod(mode)
     except SafetensorError as error:    # it hides the system's own error, such as a full disk
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number[1]) if number else errno.EIO, f"could not be written, {error}", str(file)) from error

@@ -6,7 +6,7 @@ Each `check_…` returns one problem as text, or None where nothing is wrong; `r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from numbers import Integral, Real
 from typing import Any
 
@@ -90,6 +90,22 @@ def check_choice(name: str, value: Any, legal: Iterable[Any]) -> str | None:
     options = list(legal)
     known = any(type(value) is type(option) and value == option for option in options)
     return None if known else f"{name}={value!r} is not a choice: use {join_or(options)}"
+
+
+def texts(name: str, values: Iterable[Any]) -> Iterator[str]:
+    """The texts of `values` one by one; UserError for a single string, and for one that is no string.
+
+    >>> list(texts("texts", ["one", None]))
+    Traceback (most recent call last):
+        ...
+    tinylib.checks.UserError: text 1 of texts is None, no str: leave it out, or make a str of it
+    """
+    if isinstance(values, str | bytes):
+        raise UserError(f"{name} is one {type(values).__name__}, whose characters are no texts: use a list of texts")
+    for number, value in enumerate(values):
+        if not isinstance(value, str):
+            raise UserError(f"text {number} of {name} is {value!r:.60}, no str: leave it out, or make a str of it")
+        yield value
 
 
 def nearest_multiples(value: int, step: int) -> list[int]:

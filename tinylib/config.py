@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from tinylib import checks
@@ -204,15 +205,12 @@ class TrainConfig:
 
 
 def _field_problems(config: GPTConfig | TrainConfig) -> Iterator[str | None]:
-    """The problem of each field, by its annotation; numpy's integers, from a table, and paths become plain values."""
+    """The problem of each field, by its annotation; numpy's numbers, from a table, and paths become plain values."""
     for item in dataclasses.fields(config):
-        name, value = item.name, getattr(config, item.name)
+        name, value = item.name, checks.plain(getattr(config, item.name))
         kind, _, optional = str(item.type).partition(" | ")
-        if checks.is_int(value):
-            object.__setattr__(config, name, int(value))
-        elif isinstance(value, os.PathLike):
-            value = os.fspath(value)
-            object.__setattr__(config, name, value)
+        value = os.fspath(value) if isinstance(value, os.PathLike) else value
+        object.__setattr__(config, name, value)
         if value is None and optional:
             continue
         if kind == "int":
@@ -223,6 +221,13 @@ def _field_problems(config: GPTConfig | TrainConfig) -> Iterator[str | None]:
             yield checks.check_choice(name, value, _CHOICES[kind])
         elif kind == "str" and not (isinstance(value, str) and value):
             yield f"{name}={value!r} is not a folder's name: use a path"
+
+
+def absolute(config: TrainConfig) -> TrainConfig:
+    """The configuration with absolute paths, which mean the same from any working directory."""
+    given = {name: getattr(config, name) for name in ("run_dir", "data", "init_from")}
+    return dataclasses.replace(config, **{name: str(Path(path).expanduser().resolve())
+                                          for name, path in given.items() if path is not None})
 
 
 def to_json(config: GPTConfig | TrainConfig) -> str:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from tinylib.checks import check_int, raise_if
 from tinylib.model import GPT
 from tinylib.shards import Shards
 
@@ -62,8 +63,10 @@ def score(model: GPT, shards: Shards, *, max_tokens: int | None = None, batch_si
     """Cross-entropy of `model` on `shards`, with the sums that `bits_per_byte` is computed from.
 
     With several processes each evaluates every `world_size`-th mini-batch; `all_reduce_sum` adds up their tallies.
-    A process calls `stop_requested` before each mini-batch and stops if it returns True.
+    A process calls `stop_requested` before each mini-batch and stops if it returns True.  Raises ConfigError for a
+    `max_tokens` below 1; None evaluates all.
     """
+    raise_if("score", [None if max_tokens is None else check_int("max_tokens", max_tokens)])
     seq_len = model.config.seq_len
     windows = None if max_tokens is None else max(1, max_tokens // seq_len)
     place = torch.device("cpu") if model.device.type == "mps" else model.device    # MPS has no float64
@@ -88,6 +91,19 @@ def _sums(model: GPT, x_BT: Tensor, y_BT: Tensor, bytes_V: Tensor) -> Tensor:
     y_R = y_BT.flatten().to(bytes_V.device)
     bytes_R = torch.where(y_R >= 0, bytes_V[y_R.clamp(min=0)], 0)
     return torch.stack([nats_R.sum(), (y_R >= 0).sum(), (nats_R * (bytes_R > 0)).sum(), bytes_R.sum()])
+
+
+@torch.no_grad()
+def unused_probability(model: GPT, shards: Shards, max_tokens: int = 16_384) -> float:
+    """Mean probability that `model` gives to ids that the tokenizer of `shards` lacks, on the first `max_tokens`.
+
+    A table of more rows than the tokenizer has ids has them; they are never sampled, but cost loss.
+    """
+    windows, parts = max(1, max_tokens // model.config.seq_len), []
+    for x_BT, y_BT in shards.in_order(model.config.seq_len, max_windows=windows):
+        probability_BTV = model(x_BT.to(model.device)).softmax(-1)
+        parts.append(probability_BTV[..., shards.vocab_size:].sum(-1).cpu()[y_BT >= 0])
+    return float(torch.cat(parts).mean())
 
 
 def document_bits(model: GPT, shards: Shards, batch_size: int = 8) -> tuple[np.ndarray, np.ndarray]:

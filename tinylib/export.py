@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tinylib import checkpoint
@@ -27,20 +27,22 @@ _PARTS = {"attention.query": "self_attn.q_proj", "attention.key": "self_attn.k_p
           "attention.value": "self_attn.v_proj", "attention.output": "self_attn.o_proj",
           "mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2"}
 
+_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+
 
 def export_transformers(folder: str | Path, out: str | Path) -> Path:
     """Export a checkpoint and its tokenizer to `out`, for `AutoModelForCausalLM` and `AutoTokenizer.from_pretrained`.
 
-    The folder is written atomically.
+    The folder is written atomically.  Raises FileExistsError if `out` holds anything but an earlier export.
     """
-    folder, out = Path(folder), Path(out)
+    folder, out = Path(folder), Path(out).resolve()
     model = checkpoint.load_model(folder)
     tokenizer = Tokenizer.load(folder / checkpoint.TOKENIZER)
-    with write_folder(out) as part:
+    with write_folder(out, _FILES) as part:
         config = hf_config(model.config, tokenizer.bos)
         config.architectures = ["NanoChatForCausalLM"]
         config.save_pretrained(part)
-        save_file(hf_state_dict(model), part / "model.safetensors", metadata={"format": "pt"})
+        checkpoint.save_tensors(hf_state_dict(model), part / "model.safetensors", {"format": "pt"})
         tokenizer.save_huggingface(part / "tokenizer.json")
         names = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|bos|>", "eos_token": "<|bos|>",
                  "model_max_length": model.config.seq_len, "clean_up_tokenization_spaces": False}

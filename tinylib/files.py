@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import fnmatch
 import glob
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tinylib.checks import UserError, join_or
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -20,11 +23,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None where there is no file, which another process may remove at any moment."""
+    """The JSON object in a file; None where there is no file, which another process may remove at any moment.
+
+    Raises UserError for a file that is empty, cut short or no object.
+    """
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} holds no JSON object ({error}): restore the file, or remove it") from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -44,11 +52,13 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def write_folder(path: Path) -> Iterator[Path]:
+def write_folder(path: Path, own: Iterable[str]) -> Iterator[Path]:
     """A temporary folder to fill, renamed to `path` at the end of the block; a failure leaves what was there before.
 
-    A folder at `path` is replaced.  What a killed process left behind is removed by the next one.
+    A folder at `path` is replaced if all names in it match the patterns `own`, which are those of what is written.
+    Otherwise FileExistsError, before anything changes.  What a killed process left behind is removed by the next one.
     """
+    raise_if_foreign(path, own)
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(path.parent, glob.escape(path.name))
     part = tmp_path(path)
@@ -62,6 +72,17 @@ def write_folder(path: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def raise_if_foreign(path: Path, own: Iterable[str]) -> None:
+    """Raise FileExistsError if a file is at `path`, or a folder with a name in it that matches none of `own`."""
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is a file: choose a folder that is new or empty")
+    patterns, there = list(own), sorted(path.iterdir()) if path.is_dir() else []
+    foreign = [entry.name for entry in there if not any(fnmatch.fnmatch(entry.name, name) for name in patterns)]
+    if foreign:
+        raise FileExistsError(f"{path} holds {foreign[0]}, which would be lost: choose a folder that is new, "
+                              f"empty or holds nothing but {join_or(patterns)}")
 
 
 def replace_folder(part: Path, path: Path) -> None:

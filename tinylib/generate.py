@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tinylib.checks import UserError
+from tinylib.checks import UserError, check_float, check_int, raise_if
 from tinylib.model import GPT, KVCache
 
 if TYPE_CHECKING:
@@ -20,11 +20,16 @@ def generate(model: GPT, tokenizer: Tokenizer, prompt: str = "", *, max_tokens: 
              top_k: int | None = 50, seed: int = 0) -> Iterator[str]:
     """Sample a continuation of `prompt`, streamed as text; ends after `max_tokens` or where the document ends.
 
-    A BOS token precedes the prompt.  `temperature` 0 is greedy decoding.  Raises UserError as `generate_ids` does.
+    A BOS token precedes the prompt.  `temperature` 0 is greedy decoding.  Ids of the model that the tokenizer lacks are
+    never sampled.  Raises UserError if the model lacks ids of the tokenizer, and as `generate_ids` does.
     """
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(f"the tokenizer has {tokenizer.vocab_size} ids and the model {model.config.vocab_size}: use "
+                        "the tokenizer of the model's own run")
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     ids = [tokenizer.bos, *tokenizer.encode(prompt)]
-    for token in generate_ids(model, ids, max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=seed):
+    for token in generate_ids(model, ids, max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=seed,
+                              vocab_size=tokenizer.vocab_size):
         if token == tokenizer.bos:
             break
         yield decoder.decode(tokenizer.decode_bytes([token]))
@@ -33,15 +38,16 @@ def generate(model: GPT, tokenizer: Tokenizer, prompt: str = "", *, max_tokens: 
 
 @torch.no_grad()
 def generate_ids(model: GPT, ids: list[int], *, max_tokens: int, temperature: float = 0.8, top_k: int | None = 50,
-                 seed: int = 0) -> Iterator[int]:
-    """Sample `max_tokens` ids after `ids`, with a KV cache.
+                 seed: int = 0, vocab_size: int | None = None) -> Iterator[int]:
+    """Sample `max_tokens` ids below `vocab_size` (None: the model's) after `ids`, with a KV cache.
 
-    When the context is full, a new cache is filled with the newer half of it.  Raises UserError for a temperature below
-    zero, a top_k below one, or no ids to start from.
+    When the context is full, a new cache is filled with the newer half of it.  Raises ConfigError for a temperature
+    below zero, a top_k below one, a negative max_tokens, or no ids to start from.
     """
-    if temperature < 0 or (top_k is not None and top_k < 1) or not ids:
-        raise UserError(f"temperature={temperature} must be 0 or more, top_k={top_k} must be 1 or more or None, "
-                        f"and ids={ids} must hold at least one id")
+    raise_if("generate", [
+        check_float("temperature", temperature, 0), None if top_k is None else check_int("top_k", top_k),
+        check_int("max_tokens", max_tokens, least=0),
+        None if ids else "ids is empty: start from at least one id, such as the tokenizer's bos"])
     device = model.device
     generator = torch.Generator(device).manual_seed(seed)
     context = model.config.seq_len
@@ -51,7 +57,7 @@ def generate_ids(model: GPT, ids: list[int], *, max_tokens: int, temperature: fl
             if cache is not None:
                 pending = seen[-max(1, context // 2):]
             cache = KVCache(model, 1, context)
-        logits_V = model(torch.tensor([pending], device=device), cache=cache)[0, -1]
+        logits_V = model(torch.tensor([pending], device=device), cache=cache)[0, -1, :vocab_size]
         token = pick(logits_V, temperature, top_k, generator)
         seen.append(token)
         pending = [token]

@@ -50,8 +50,8 @@ class Profile:
 
 def home() -> Path:
     """Folder of `data/` and `runs/`: $TINYLIB_HOME, else this checkout, else the working directory."""
-    if "TINYLIB_HOME" in os.environ:
-        return Path(os.environ["TINYLIB_HOME"])
+    if os.environ.get("TINYLIB_HOME"):
+        return Path(os.environ["TINYLIB_HOME"]).expanduser().absolute()
     checkout = Path(__file__).resolve().parent.parent
     return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
 

@@ -22,7 +22,7 @@ from tinylib import checkpoint, hardware, sizing
 from tinylib.allocator import hoarding
 from tinylib.checkpoint import Start, find_start
 from tinylib.checks import UserError
-from tinylib.config import TrainConfig
+from tinylib.config import TrainConfig, absolute
 from tinylib.distributed import World, init_distributed, record_failure, stop_signals
 from tinylib.evaluate import score
 from tinylib.events import check_tensorboard, event_files
@@ -89,7 +89,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, world: World, directory: RunDirectory,
                  stop_requested: Callable[[], bool] = lambda: False, callback: Callback | None = None) -> None:
-        self.config, self.world, self.directory = config, world, directory
+        self.config, self.world, self.directory = absolute(config), world, directory
         self.stop_requested = stop_requested
         self.recorder = Recorder(directory, config, world.rank, world.size, callback)
         self.rows = config.total_batch_size // config.model.seq_len

@@ -7,6 +7,7 @@ Exit code 0: done.  1: it failed, with one line on stderr.  2: the command line 
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -17,6 +18,9 @@ from tinylib.cli.verbs import CONFIG, InvalidFlags, app, registry
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb, by default the one in `sys.argv`; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")    # a terminal that can't show a character shows "?"
     words = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         return app.cli(prog="tinylib", args=words, config=CONFIG, registry=registry(words),

@@ -67,15 +67,18 @@ def evaluate(run: RunName, split: str = "val", max_tokens: int | None = None, ba
         max_tokens: most tokens to evaluate
         batch_size: sequences at once
     """
-    from tinylib.evaluate import score
+    from tinylib.evaluate import score, unused_probability
 
     found = attach(run)
     checkpoint, model = found.checkpoint(), found.model(device)
     shards = Shards(found.read_config()["train"]["data"], split)
     shards.check_tokenizer(Tokenizer.load(checkpoint / "tokenizer").fingerprint, str(checkpoint / "tokenizer"))
     scored = score(model, shards, max_tokens=max_tokens, batch_size=batch_size)
-    return Result({"run": found.path, "checkpoint": checkpoint.name, "split": split,
-                   "bits_per_byte": scored.bits_per_byte, "tokens": scored.tokens})
+    facts = {"run": found.path, "checkpoint": checkpoint.name, "split": split,
+             "bits_per_byte": scored.bits_per_byte, "tokens": scored.tokens}
+    if model.config.vocab_size > shards.vocab_size:
+        facts["unused_ids_probability"] = unused_probability(model, shards)
+    return Result(facts)
 
 
 @verb()

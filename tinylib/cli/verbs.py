@@ -19,6 +19,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Str
 from tinylib.checks import ConfigError, UserError
 from tinylib.cli import tables
 from tinylib.config import PRESETS, GPTConfig, TrainConfig, from_json
+from tinylib.rundir import RunDirectory
 
 T = TypeVar("T")
 Flags = Annotated[T, tyro.conf.arg(name="")]
@@ -111,7 +112,10 @@ def _defaults(arguments: Sequence[str]) -> dict[type, Any]:
     named, _ = parser.parse_known_args(arguments)
     train = TrainConfig()
     if named.config is not None:
-        train = from_json(TrainConfig, Path(named.config).read_text(encoding="utf-8"))
+        file = Path(named.config)
+        train = from_json(TrainConfig, file.read_text(encoding="utf-8"))
+        if (run := RunDirectory(file.parent)).config_file == file.resolve() and run.exists():
+            train = dataclasses.replace(train, run_dir=str(run.path))    # also of a run that was moved
     model = PRESETS.get(named.model, train.model)
     if named.model not in (None, *PRESETS):
         if not Path(named.model).is_file():

@@ -53,7 +53,11 @@ def _open(name: str | os.PathLike[str], shards: int | None, column: str | None, 
     if name in BUILT_IN:
         return built_in(str(name), folder / str(name), refresh)
     if isinstance(name, str) and is_hub_name(name):
-        return from_hub(name, folder / name.replace("/", "--"), shards, column, refresh, check)
+        try:
+            return from_hub(name, folder / name.replace("/", "--"), shards, column, refresh, check)
+        except ConnectionError as error:
+            where = "" if name in HUB else f"there is no file or folder {name} here, and no data set of the hub: "
+            raise ConnectionError(f"{where}{error}") from error
     return _local(name, column or "text")
 
 
@@ -67,9 +71,18 @@ def _local(name: str | os.PathLike[str], column: str) -> Corpus:
     if not files:
         raise UserError(f"{path} holds no text that can be read: use {', '.join(SUFFIXES)}, the first two also .gz "
                         "and .zst")
+    unreadable = [file for file in files if not _is_utf8(str(file))]
+    if unreadable:
+        raise UserError(f"{str(unreadable[0])!a} has a name that is not UTF-8: rename it")
     root, split = path.parent, NamedSplit([path.name], [], [])
     if path.is_dir():
         root, split = path, split_by_name(file.relative_to(path).as_posix() for file in files)
     train, val = (tuple(root / file for file in some) for some in (split.train, split.val))
-    facts = {"unused": split.unused, "passed_over": passed_over, "source": str(path), "licence": "not stated"}
+    packed = {file for file in files if file.suffix.lower() in (".gz", ".zst") and file.with_suffix("") in files}
+    facts = {"unused": split.unused, "passed_over": passed_over, "source": str(path), "licence": "not stated",
+             "twice": sorted(file.relative_to(root).as_posix() for file in packed)}
     return Corpus(path.resolve().name, train, val, facts, column)
+
+
+def _is_utf8(name: str) -> bool:
+    return name == name.encode(errors="replace").decode()

@@ -91,14 +91,17 @@ class Corpus:
 
 
 def table(manifest: dict[str, Any]) -> dict[str, str]:
-    """Rows for printing a manifest: counts and files of each split, held-out files left unused, origin, hash."""
+    """Rows for printing a manifest: counts and files of each split, unused files, origin, hash."""
     rows, splits = {}, manifest["splits"]
     for split, facts in splits.items():
         rows[f"{split} documents"] = f"{facts['documents']:,}, {facts['characters']:,} characters"
         if split == "train" or facts["files"] != splits["train"]["files"]:
             names = [file["name"] for file in facts["files"]]
             rows[f"{split} files"] = f"{len(names)}: {shorten(names)}"
-    rows |= {"split": manifest["split"], "held out, unused": shorten(manifest.get("unused", []))}
+    if not splits["val"]["documents"]:
+        rows["val documents"] = "0: nothing to evaluate on, so add text, or a file that is named val"
+    rows |= {"split": manifest["split"], "unused files": shorten(manifest.get("unused", []))}
+    rows["perhaps twice"] = shorten(manifest.get("twice", []))
     rows["passed over"] = f"{manifest['passed_over']:,} of other formats" if manifest.get("passed_over") else ""
     rows["training files"] = manifest.get("training_files", "")
     rows |= {key: manifest.get(key, "") for key in ("licence", "revision", "sha256")}

@@ -55,7 +55,7 @@ def _harvest_into(folder: Path, name: str) -> None:
              "split": f"by hash of the name, {VALIDATION_SHARE:.0%} validation",
              "sources": [source.facts() for source in sources]}
     schema = pyarrow.schema([("name", pyarrow.string()), ("text", pyarrow.string())])
-    with files.write_folder(folder) as part:
+    with files.write_folder(folder, ("train.parquet", "val.parquet", _MANIFEST)) as part:
         for split in SPLITS:
             chosen = [vars(document) for document in documents if in_validation(document.name) == (split == "val")]
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(chosen, schema), part / f"{split}.parquet",

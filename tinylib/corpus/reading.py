@@ -90,6 +90,8 @@ def _read_parquet(path: Path, column: str) -> Iterator[Document]:
     # Without a buffer, the whole column of a row group, which may be the whole file, would be read at once.
     with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
         texts = {field.name for field in file.schema_arrow if _is_text(field.type)}
+        if file.schema_arrow.names.count(column) > 1:
+            raise UserError(f"column={column!r} is in {path} more than once: write the file with one of them")
         if column not in texts:
             there = ", ".join(f"{field.name} ({field.type})" for field in file.schema_arrow)
             raise UserError(f"column={column!r} of {path} is no column of text: its columns are {there}")
@@ -115,10 +117,13 @@ def _read_jsonl(path: Path, column: str) -> Iterator[Document]:
         if line.isspace():
             continue
         try:
-            text = json.loads(line)[column]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UserError(f"line {number} of {path} is no JSON object with a field {column!r}: "
-                            f"{line.strip():.60}") from error
+            record = dict(json.loads(line))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UserError(f"line {number} of {path} is no JSON object: {line.strip():.60}") from error
+        if column not in record:
+            raise UserError(f"line {number} of {path} has no field {column!r}: use column (--column) with the one of "
+                            f"{', '.join(record) or 'none'} that holds the text")
+        text = record[column]
         if not isinstance(text, str | None):
             raise UserError(f"line {number} of {path} has no text in {column!r} but {text!r:.60}")
         yield Document(f"{path.name}:{number}", plain(text or ""))
@@ -150,6 +155,9 @@ def _lines(path: Path, most: int = -1) -> Iterator[str]:
         try:
             while line := text.readline(most):
                 number += 1
+                if 4 * line.count("\0") > len(line):
+                    raise UserError(f"{path} looks like UTF-16 or UTF-32, line {number} is full of NULs: convert it to "
+                                    "UTF-8, for example with iconv")
                 yield line
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 soon after line {number} ({error.reason}): convert it, "

@@ -24,7 +24,7 @@ _NEUTRAL = {"of", "set", "split", "part", "shard", "file", "data", "dataset", "c
 
 
 class NamedSplit(NamedTuple):
-    """Files by the split that their names tell; `unused` ones are held out, but not needed for validation."""
+    """Files by the split that their names tell; `unused` ones are in neither."""
 
     train: list[str]
     val: list[str]
@@ -41,14 +41,16 @@ def split_by_name(files: Iterable[str]) -> NamedSplit:
     Numbers, hashes, suffixes and words such as `shard` are ignored.
 
     Files named for validation are that; if there are none, those named for tests.  With both, the tests are unused; so
-    is what is named both for training and as held out.  Raises UserError if no file is left to train on.
+    is what is named both for training and as held out, and, beside files named for training, what is named for nothing.
+    Raises UserError if no file is left to train on.
 
     >>> split_by_name(["en/train-0.parquet", "en/test-0.parquet", "en/dev-0.parquet"])
     NamedSplit(train=['en/train-0.parquet'], val=['en/dev-0.parquet'], unused=['en/test-0.parquet'])
     """
     splits = _splits(sorted(files))
-    train = [file for file, told in splits.items() if told == {"train"}]
-    held_out = [file for file, told in splits.items() if "train" not in told]
+    trains = any(told == {"train"} for told in splits.values())
+    train = [file for file, told in splits.items() if told == {"train"} or not (told or trains)]
+    held_out = [file for file, told in splits.items() if told and "train" not in told]
     val = [file for file in held_out if "val" in splits[file]] or held_out
     if splits and not train:
         raise UserError(f"all files are named as held out ({shorten(list(splits))}), so none is left to train on: "
@@ -57,7 +59,7 @@ def split_by_name(files: Iterable[str]) -> NamedSplit:
 
 
 def _splits(files: list[str]) -> dict[str, set[str]]:
-    """The splits that the path of each file tells; train, if it tells none."""
+    """The splits that the path of each file tells."""
     words = {part: _words(part) for file in files for part in PurePosixPath(file).parts}
     shared = Counter(map(_rest, set(words.values())))
     trains = any(_MEANING.get(word) == "train" for some in words.values() for word in (some[:1] + some[-1:]))
@@ -65,7 +67,7 @@ def _splits(files: list[str]) -> dict[str, set[str]]:
     for file in files:
         parts = [words[part] for part in PurePosixPath(file).parts]
         sure = {split for some in parts for split in _told(some, shared[_rest(some)] > 1)}
-        found[file] = sure or {split for some in parts for split in _told(some, trains)} or {"train"}
+        found[file] = sure or {split for some in parts for split in _told(some, trains)}
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tinylib import checks, hardware, profiles, rundir
-from tinylib.config import TrainConfig, from_dict
+from tinylib.config import TrainConfig, absolute, from_dict
 from tinylib.events import check_tensorboard
 from tinylib.launch import start, stop
 from tinylib.launch.devices import launch_lock, raise_if_busy
@@ -145,10 +144,9 @@ class Run(RunDirectory):
         return launch(config, **asdict(self._settings()) | changed, resume=True, share=share)
 
     def remove(self) -> None:
-        """Delete the run directory; raises UserError while a process of the run is alive."""
+        """Delete the files of the run; raises UserError while a process of it is alive."""
         start.raise_if_alive(self)
-        if self.path.is_dir():
-            shutil.rmtree(self.path)
+        self.remove_files()
 
     def __repr__(self) -> str:
         status = self.status()
@@ -203,7 +201,7 @@ def launch(config: TrainConfig, nproc_per_node: int | Literal["auto"] = "auto", 
     """
     if sys.platform == "win32":
         raise OSError("launch needs POSIX sessions and signals: on Windows use tinylib.train.train(config), or WSL")
-    config = start.absolute(config)
+    config = absolute(config)
     run, there = Run(config.run_dir), hardware.visible_devices(config.device)
     processes = len(there) if nproc_per_node == "auto" else nproc_per_node
     settings = LaunchSettings(processes, nnodes, rdzv_endpoint, max_restarts, threads)

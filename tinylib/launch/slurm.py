@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 from tinylib import checks
-from tinylib.config import TrainConfig
+from tinylib.config import TrainConfig, absolute
 from tinylib.launch.devices import launch_lock
-from tinylib.launch.start import RANK_VARIABLES, LaunchSettings, absolute, prepare, train_command
+from tinylib.launch.start import RANK_VARIABLES, LaunchSettings, prepare, train_command
 from tinylib.rundir import RunDirectory
 from tinylib.shards import open_splits
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from tinylib import checks, hardware
@@ -44,6 +43,8 @@ class LaunchSettings:
     def __post_init__(self) -> None:
         least = {"nproc_per_node": 1, "nnodes": 1, "max_restarts": 0} | ({} if self.threads is None else {"threads": 1})
         checks.raise_if("launch", [checks.check_int(name, getattr(self, name), low) for name, low in least.items()])
+        for name in least:
+            object.__setattr__(self, name, int(getattr(self, name)))    # numpy's integers are not for JSON
 
     @property
     def world_size(self) -> int:
@@ -90,7 +91,7 @@ def prepare(directory: RunDirectory, resume: bool = False, replace_ended: bool =
     if resume:
         directory.read_config()
     elif directory.exists() and replace_ended:
-        shutil.rmtree(directory.path)
+        directory.remove_files()
     elif directory.path.exists() and any(directory.path.iterdir()):
         raise FileExistsError(f"run_dir={str(directory.path)!r} is taken: choose another run directory, or pass "
                               "resume=True to go on from its newest checkpoint, or replace_ended=True to start afresh")
@@ -132,12 +133,6 @@ def start(settings: LaunchSettings, directory: RunDirectory, resume: bool, given
     threading.Thread(target=agent.wait, name=f"reap {agent.pid}", daemon=True).start()
 
 
-def absolute(config: TrainConfig) -> TrainConfig:
-    """The configuration with absolute paths, which are the same wherever a process starts."""
-    given = {name: getattr(config, name) for name in ("run_dir", "data", "init_from")}
-    return replace(config, **{name: str(Path(path).resolve()) for name, path in given.items() if path is not None})
-
-
 def train_command(directory: RunDirectory, resume: bool) -> list[str]:
     """The arguments of Python for every rank."""
     return ["-m", "tinylib", "train", "--config", str(directory.config_file), *(["--resume"] if resume else [])]
@@ -149,4 +144,7 @@ def _environment(settings: LaunchSettings) -> dict[str, str]:
             if name not in TORCHRUN_VARIABLES and not name.startswith(("TORCHELASTIC_", "PET_"))}
     share = hardware.cores() // (settings.world_size if settings.on_this_machine else settings.nproc_per_node)
     threads = str(settings.threads or kept.get("OMP_NUM_THREADS", max(1, share)))
-    return kept | {"OMP_NUM_THREADS": threads, "TINYLIB_THREADS": threads, "PYTHONUNBUFFERED": "1"} | RANK_VARIABLES
+    # The ranks import what this process imported, also from a checkout that is only on its sys.path.
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), kept.get("PYTHONPATH")]))
+    return kept | {"OMP_NUM_THREADS": threads, "TINYLIB_THREADS": threads, "PYTHONPATH": path,
+                   "PYTHONUNBUFFERED": "1"} | RANK_VARIABLES

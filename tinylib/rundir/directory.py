@@ -56,8 +56,8 @@ class RunDirectory:
         return self.path.name
 
     def exists(self) -> bool:
-        """Whether a run was ever begun here."""
-        return self.config_file.is_file()
+        """Whether a run was ever begun here; UserError where config.json is damaged."""
+        return "train" in (read_json(self.config_file) or {})    # that of an export or a checkpoint has no such field
 
     def log_file(self, rank: int | None) -> Path:
         """Standard output and error of the process of `rank`; None asks for torchrun's own."""
@@ -125,6 +125,18 @@ class RunDirectory:
             self.checkpoint_path(step).replace(part)    # so that nobody ever finds half of it
             shutil.rmtree(part)
 
+    def remove_files(self) -> None:
+        """Delete what a run writes, and the folder unless it holds something else."""
+        files.remove_stale(self.path)
+        for path in (self.checkpoints, self.events, self.logs, self.pids, self.metrics_file, self.status_file,
+                     self.config_file):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.rmdir()
+
     # Readers
 
     def read_config(self) -> dict[str, Any]:
@@ -164,7 +176,9 @@ class RunDirectory:
     def status(self) -> dict[str, Any]:
         """The state as rank 0 last wrote it; "lost" if the state says running and no process of the run is alive."""
         alive = self.alive() or self.remote_processes()    # before reading: what a dead process wrote is all there
-        status = read_json(self.status_file) or {"state": "starting"}
+        status: dict[str, Any] = {"state": "starting"}
+        with suppress(UserError):    # an empty file, which a crash of the system can leave, tells nothing
+            status = read_json(self.status_file) or status
         if status["state"] not in ENDED and not alive:
             status["state"] = "lost"
         return status
@@ -223,7 +237,8 @@ def runs(folder: str | os.PathLike[str] | None = None) -> list[RunDirectory]:
     """The runs in `folder` and in the folders in it, by default the home's, the one started last at the end."""
     folder = profiles.home() / "runs" if folder is None else Path(folder)
     found = [file for pattern in ("*/config.json", "*/*/config.json") for file in folder.glob(pattern)]
-    return [RunDirectory(file.parent) for file in sorted(found, key=lambda file: file.stat().st_mtime)]
+    there = [RunDirectory(file.parent) for file in sorted(found, key=lambda file: file.stat().st_mtime)]
+    return [run for run in there if run.exists()]
 
 
 def find_run(name: str | os.PathLike[str]) -> RunDirectory:

@@ -28,6 +28,7 @@ from tinylib.shards.reading import IDS, Shards
 from tinylib.tokenizer import Tokenizer, batch_texts
 from tinylib.tokenizer.pretokenize import check_text
 
+_FILES = ("index.json", "tokenizer", "*.bin")
 PART_CHARACTERS = 1_000_000
 """Characters that are encoded, hashed and kept together."""
 
@@ -41,8 +42,8 @@ def build(documents: Mapping[str, Iterable[str]], tokenizer: Tokenizer, folder: 
     end, the finished parts take as much disk again as the tokens; a build that was killed leaves them in
     `.FOLDER.part`, and the next one skips them.
 
-    Raises UserError for a split without documents, a lone surrogate and a killed worker; OSError for a full disk and
-    while another process builds there.
+    Raises UserError for a split without documents, a document that is no str, a lone surrogate and a killed worker;
+    OSError for a full disk, for a folder with other files in it and while another process builds there.
     """
     from tqdm import tqdm
 
@@ -51,9 +52,10 @@ def build(documents: Mapping[str, Iterable[str]], tokenizer: Tokenizer, folder: 
         checks.check_int("tokens_per_file", tokens_per_file), checks.check_int("processes", processes),
         None if documents else "documents has no split: name one, such as train"])
     dtype = np.dtype(next(name for name, ids in IDS.items() if tokenizer.vocab_size <= ids))
-    streams = {split: _not_empty(split, texts) for split, texts in documents.items()}
-    target = Path(folder)
-    with _work_folder(target) as work, files.write_folder(target) as out:
+    streams = {split: _not_empty(split, checks.texts(f"split {split!r}", texts)) for split, texts in documents.items()}
+    target = Path(folder).resolve()
+    files.raise_if_foreign(target, _FILES)
+    with _work_folder(target) as work, files.write_folder(target, _FILES) as out:
         tokenizer.save(out / "tokenizer")
         token_files = _TokenFiles(out, tokens_per_file)
         with Encoder(tokenizer, out / "tokenizer", dtype, work, processes) as encoder, tqdm(

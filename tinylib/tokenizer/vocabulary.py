@@ -56,8 +56,8 @@ class Tokenizer:
         """Train BPE on the first `max_chars` of `texts` until there are `vocab_size` ids, special tokens included.
 
         Streams: memory doesn't grow with the number of texts.  `progress` shows characters a second and, with
-        `max_chars`, the time left.  Raises UserError for a lone surrogate, and where the text can't fill the vocabulary
-        unless `fewer` ids are allowed.
+        `max_chars`, the time left.  Raises UserError for a text that is no str, a lone surrogate, and where the text
+        can't fill the vocabulary unless `fewer` ids are allowed.
 
         >>> Tokenizer.train(["abc"], vocab_size=1_000)
         Traceback (most recent call last):
@@ -74,8 +74,8 @@ or more text
         trainer = rustbpe.Tokenizer()
         with frugal(), tqdm(desc="counting words", total=max_chars, unit=" characters", unit_scale=True,
                             mininterval=0.5, disable=not progress) as bar:
-            trainer.train_from_iterator(_training_text(texts, max_chars, bar), vocab_size - len(SPECIAL_TOKENS),
-                                        buffer_size=256, pattern=PLAIN)
+            parts = _training_text(checks.texts("texts", texts), max_chars, bar)
+            trainer.train_from_iterator(parts, vocab_size - len(SPECIAL_TOKENS), buffer_size=256, pattern=PLAIN)
         learned = [bytes(word) for word, _ in trainer.get_mergeable_ranks()]
         reached = len(learned) + len(SPECIAL_TOKENS)
         if reached < vocab_size and not fewer:
@@ -145,7 +145,8 @@ or more text
         """The ids of each text, encoded in `threads` threads (by default one a core)."""
         with ThreadPoolExecutor(threads or hardware.cores()) as pool:
             # In batches, because handing over one text costs as much as encoding it.
-            batches = pool.map(lambda some: list(map(self.encode, some)), batch_texts(texts, characters=100_000))
+            batches = pool.map(lambda some: list(map(self.encode, some)),
+                               batch_texts(checks.texts("texts", texts), characters=100_000))
             return list(itertools.chain.from_iterable(batches))
 
     def decode(self, ids: Iterable[int]) -> str:
