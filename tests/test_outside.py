@@ -174,6 +174,12 @@ def test_numbers_of_numpy_and_torch_become_plain(tiny) -> None:
     assert TrainConfig(adam_betas=(0, 0.95)).adam_betas == (0, 0.95)
 
 
+def test_a_slip_of_the_keyboard_is_no_model(capsys) -> None:
+    for verb in ("size", "plan", "train"):
+        assert main([verb, "--depth", "1e7"]) == 1
+        assert "depth=10000000 is not a whole number from 1 to 1000: use 1000 or less" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("values, message", [
     ({"temperature": float("nan")}, "temperature=nan is not a number of at least 0"),
     ({"temperature": float("inf")}, "temperature=inf is not a number of at least 0"),

@@ -27,6 +27,8 @@ TieMethod = Literal["least-change", "mean", "embedding", "head"]
 _CHOICES = {"DeviceKind": get_args(DeviceKind), "Precision": get_args(Precision), "Switch": get_args(Switch),
             "MatrixOptimizer": get_args(MatrixOptimizer), "bool": (True, False)}
 """Legal values by the annotation of a field."""
+_MOST = {"depth": 1_000}
+"""Far above what anybody trains; building what a slip of the keyboard asks for would take hours."""
 _SHARES = ("muon_momentum", "weight_decay", "warmup_fraction", "warmdown_fraction")
 """Fields from 0 to 1; other floats are above zero."""
 Config = TypeVar("Config", "GPTConfig", "TrainConfig")
@@ -214,7 +216,7 @@ def _field_problems(config: GPTConfig | TrainConfig) -> Iterator[str | None]:
         if value is None and optional:
             continue
         if kind == "int":
-            yield checks.check_int(name, value, least=0 if name == "seed" else 1)
+            yield checks.check_int(name, value, least=0 if name == "seed" else 1, most=_MOST.get(name))
         elif kind == "float":
             yield checks.check_float(name, value, 0, 1 if name in _SHARES else math.inf, above=name not in _SHARES)
         elif kind in _CHOICES:
