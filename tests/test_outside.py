@@ -137,14 +137,26 @@ def test_an_export_is_no_run_and_a_damaged_status_stops_nothing(tiny, tmp_path) 
 
 
 @pytest.mark.parametrize("content", ["", '{"train": {"st', "[1, 2]"])
-def test_damaged_json_is_named(tiny, content) -> None:
+def test_damaged_json_is_named(tiny, tmp_path, content) -> None:
+    copy = Path(shutil.copytree(tiny.data, tmp_path / "shards"))
     train(tiny)
     run = RunDirectory(tiny.run_dir)
     for file, read in ((run.config_file, run.read_config),
-                       (run.checkpoint() / "train_state.json", lambda: checkpoint.read_train_state(run.checkpoint()))):
+                       (run.checkpoint() / "train_state.json", lambda: checkpoint.read_train_state(run.checkpoint())),
+                       (Path(copy, "index.json"), lambda: Shards(copy)),
+                       (Path(copy, "tokenizer", "vocabulary.json"), lambda: Tokenizer.load(copy / "tokenizer"))):
+        before = file.read_text()
         file.write_text(content)
         with pytest.raises(UserError, match=f"{file} holds no JSON object"):
             read()
+        file.write_text(before)
+    (run.checkpoint() / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"step_000006/config\.json: "):
+        checkpoint.load_model(run.checkpoint())
+    with run.metrics_file.open("a") as file:
+        file.write('{"kind": "st\n')
+    with pytest.raises(UserError, match=r"line 12 of .*metrics\.jsonl is no record"):
+        run.metrics()
 
 
 def test_checkpoints_have_the_mode_of_ordinary_files_and_unreadable_is_not_missing(tiny, tmp_path) -> None:

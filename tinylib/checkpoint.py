@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tinylib.checks import UserError, raise_if
-from tinylib.config import GPTConfig, TrainConfig, from_dict, from_json, to_json
+from tinylib.config import GPTConfig, TrainConfig, from_dict, from_file, to_json
 from tinylib.files import read_json, write_folder
 from tinylib.model import GPT
 from tinylib.optim import Optimizer
@@ -71,7 +71,7 @@ def read_model_config(folder: str | Path) -> GPTConfig:
     file = Path(folder) / CONFIG
     if not file.is_file():
         raise FileNotFoundError(f"no checkpoint at {folder}: {CONFIG} is missing")
-    return from_json(GPTConfig, file.read_text(encoding="utf-8"))
+    return from_file(GPTConfig, file)
 
 
 def read_train_state(folder: str | Path) -> dict[str, Any]:

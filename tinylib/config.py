@@ -252,6 +252,14 @@ def from_json(kind: type[Config], text: str) -> Config:
     return from_dict(kind, values.get("train", values))
 
 
+def from_file(kind: type[Config], file: str | os.PathLike[str]) -> Config:
+    """The configuration in a file that holds what `to_json` wrote, as a run has; ConfigError names the file."""
+    try:
+        return from_json(kind, Path(file).read_text(encoding="utf-8"))
+    except ConfigError as error:
+        raise ConfigError(str(file), error.problems) from None
+
+
 def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
     """A configuration from a dictionary; raises ConfigError for a name that is no field."""
     known = sorted(item.name for item in dataclasses.fields(kind))

@@ -18,7 +18,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Str
 
 from tinylib.checks import ConfigError, UserError
 from tinylib.cli import tables
-from tinylib.config import PRESETS, GPTConfig, TrainConfig, from_json
+from tinylib.config import PRESETS, GPTConfig, TrainConfig, from_file
 from tinylib.rundir import RunDirectory
 
 T = TypeVar("T")
@@ -113,14 +113,14 @@ def _defaults(arguments: Sequence[str]) -> dict[type, Any]:
     train = TrainConfig()
     if named.config is not None:
         file = Path(named.config)
-        train = from_json(TrainConfig, file.read_text(encoding="utf-8"))
+        train = from_file(TrainConfig, file)
         if (run := RunDirectory(file.parent)).config_file == file.resolve() and run.exists():
             train = dataclasses.replace(train, run_dir=str(run.path))    # also of a run that was moved
     model = PRESETS.get(named.model, train.model)
     if named.model not in (None, *PRESETS):
         if not Path(named.model).is_file():
             raise UserError(f"model={named.model!r} is neither a preset nor a file: use one of {', '.join(PRESETS)}")
-        model = from_json(GPTConfig, Path(named.model).read_text(encoding="utf-8"))
+        model = from_file(GPTConfig, named.model)
     return {GPTConfig: dataclasses.replace(model), TrainConfig: train}    # a copy: `configuration` goes by identity
 
 

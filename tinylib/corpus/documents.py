@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 from tinylib import checks
 from tinylib.corpus.reading import Document, read
 from tinylib.corpus.split import BY_HASH, SPLITS, Split, digest, in_validation, shorten
+from tinylib.files import read_json
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class Corpus:
         """
         from tqdm import tqdm
 
-        if self.manifest_file is not None:
-            return dict(json.loads(self.manifest_file.read_text(encoding="utf-8")))
+        if self.manifest_file is not None and (written := read_json(self.manifest_file)):
+            return written
         whole, files = hashlib.sha256(), [*self.train_files, *self.val_files]
         root = os.path.commonpath([file.parent for file in files])
         splits: dict[str, dict[str, Any]] = {split: {"files": [], "documents": 0, "characters": 0} for split in SPLITS}

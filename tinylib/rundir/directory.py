@@ -151,9 +151,14 @@ class RunDirectory:
         if not self.metrics_file.is_file():
             return
         with self.metrics_file.open(encoding="utf-8") as file:
-            for line in file:
-                if line.endswith("\n"):
+            for number, line in enumerate(file, start=1):
+                if not line.endswith("\n"):
+                    return
+                try:
                     yield from_line(line)
+                except (ValueError, KeyError) as error:
+                    raise UserError(f"line {number} of {self.metrics_file} is no record ({error!r}): delete the line, "
+                                    "or restore the file") from None
 
     def metrics(self, kind: Literal["step", "eval"] = "step") -> pd.DataFrame:
         """One row a step (or evaluation), indexed by step; columns are the fields of `Step` (or `Eval`)."""

@@ -15,11 +15,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tinylib import checks
+from tinylib import checks, files
 from tinylib.checks import ConfigError, UserError
 from tinylib.shards.order import permute
 from tinylib.tokenizer import Tokenizer
@@ -78,11 +78,11 @@ class Shards:
     def __init__(self, folder: str | os.PathLike[str], split: str = "train") -> None:
         self.folder = Path(folder)
         self.split = split
-        index_file = self.folder / "index.json"
-        if not index_file.is_file():
+        index = files.read_json(self.folder / "index.json")
+        if index is None:
             raise FileNotFoundError(f"no token shards in {self.folder}: run notebook 02, or python -m tinylib tokenize "
                                     "train and tokenize shards")
-        self.index: dict[str, Any] = json.loads(index_file.read_text(encoding="utf-8"))
+        self.index = index
         self._check()
         entry = self.index["splits"][split]
         self.tokens: int = entry["tokens"]    # with the BOS of each document

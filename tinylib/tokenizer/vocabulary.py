@@ -179,9 +179,9 @@ or more text
     def load(cls, folder: str | os.PathLike[str]) -> Tokenizer:
         """The tokenizer in `folder`; FileNotFoundError if there is none, UserError for another format."""
         path = Path(folder) / _FILE
-        if not path.is_file():
+        content = files.read_json(path)
+        if content is None:
             raise FileNotFoundError(f"no tokenizer in {folder}: run notebook 02, or python -m tinylib tokenize train")
-        content = json.loads(path.read_text(encoding="utf-8"))
         for name, ours in (("version", 1), ("pattern", PATTERN), ("special_tokens", list(SPECIAL_TOKENS))):
             if content.get(name) != ours:
                 raise UserError(f"{name}={content.get(name)!r} in {path} is not this library's {ours!r}, so ids would "
