@@ -27,8 +27,7 @@ TieMethod = Literal["least-change", "mean", "embedding", "head"]
 _CHOICES = {"DeviceKind": get_args(DeviceKind), "Precision": get_args(Precision), "Switch": get_args(Switch),
             "MatrixOptimizer": get_args(MatrixOptimizer), "bool": (True, False)}
 """Legal values by the annotation of a field."""
-_MOST = {"depth": 1_000}
-"""Far above what anybody trains; building what a slip of the keyboard asks for would take hours."""
+_MOST = {"depth": 1_000}    # a slip of the keyboard would take hours to build
 _SHARES = ("muon_momentum", "weight_decay", "warmup_fraction", "warmdown_fraction")
 """Fields from 0 to 1; other floats are above zero."""
 Config = TypeVar("Config", "GPTConfig", "TrainConfig")
@@ -225,13 +224,6 @@ def _field_problems(config: GPTConfig | TrainConfig) -> Iterator[str | None]:
             yield f"{name}={value!r} is not a folder's name: use a path"
 
 
-def absolute(config: TrainConfig) -> TrainConfig:
-    """The configuration with absolute paths, which mean the same from any working directory."""
-    given = {name: getattr(config, name) for name in ("run_dir", "data", "init_from")}
-    return dataclasses.replace(config, **{name: str(Path(path).expanduser().resolve())
-                                          for name, path in given.items() if path is not None})
-
-
 def to_json(config: GPTConfig | TrainConfig) -> str:
     """The configuration as JSON text, every field spelled out."""
     return json.dumps(dataclasses.asdict(config), indent=2)
@@ -253,7 +245,7 @@ def from_json(kind: type[Config], text: str) -> Config:
 
 
 def from_file(kind: type[Config], file: str | os.PathLike[str]) -> Config:
-    """The configuration in a file that holds what `to_json` wrote, as a run has; ConfigError names the file."""
+    """The configuration in a file that `to_json` filled, or in a run's config.json; ConfigError names the file."""
     try:
         return from_json(kind, Path(file).read_text(encoding="utf-8"))
     except ConfigError as error:

@@ -22,14 +22,14 @@ from tinylib import checkpoint, hardware, sizing
 from tinylib.allocator import hoarding
 from tinylib.checkpoint import Start, find_start
 from tinylib.checks import UserError
-from tinylib.config import TrainConfig, absolute
+from tinylib.config import TrainConfig
 from tinylib.distributed import World, init_distributed, record_failure, stop_signals
 from tinylib.evaluate import score
 from tinylib.events import check_tensorboard, event_files
 from tinylib.model import GPT
 from tinylib.optim import GradScaler, Optimizer, flat_gradient
 from tinylib.recorder import Callback, Recorder
-from tinylib.rundir import Eval, Header, Process, RunDirectory, State, Step, Summary, plain
+from tinylib.rundir import Eval, Header, Process, RunDirectory, State, Step, Summary, absolute, plain
 from tinylib.shards import Batch, Loader, open_splits
 
 LAUNCHED = "TINYLIB_LAUNCHED"

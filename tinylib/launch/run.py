@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tinylib import checks, hardware, profiles, rundir
-from tinylib.config import TrainConfig, absolute, from_dict
+from tinylib.config import TrainConfig, from_dict
 from tinylib.events import check_tensorboard
 from tinylib.launch import start, stop
 from tinylib.launch.devices import launch_lock, raise_if_busy
@@ -20,7 +20,7 @@ from tinylib.launch.hints import hint
 from tinylib.launch.start import LaunchSettings
 from tinylib.launch.stop import wait_until
 from tinylib.launch.view import UPDATE_S, View
-from tinylib.rundir import ENDED, Header, RunDirectory, State, Summary
+from tinylib.rundir import ENDED, Header, RunDirectory, State, Summary, absolute
 from tinylib.shards import open_splits
 
 if TYPE_CHECKING:

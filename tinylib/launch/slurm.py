@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 from tinylib import checks
-from tinylib.config import TrainConfig, absolute
+from tinylib.config import TrainConfig
 from tinylib.launch.devices import launch_lock
 from tinylib.launch.start import RANK_VARIABLES, LaunchSettings, prepare, train_command
-from tinylib.rundir import RunDirectory
+from tinylib.rundir import RunDirectory, absolute
 from tinylib.shards import open_splits
 
 

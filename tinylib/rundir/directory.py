@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -264,6 +264,13 @@ def find_run(name: str | os.PathLike[str]) -> RunDirectory:
         raise FileNotFoundError(f"run={str(name)!r} is neither a run directory nor the name of a run: there are "
                                 + (", ".join(labels) or "none"))
     return labels[found[0]]
+
+
+def absolute(config: TrainConfig) -> TrainConfig:
+    """The configuration with absolute paths, which mean the same from any working directory."""
+    given = {name: getattr(config, name) for name in ("run_dir", "data", "init_from")}
+    return replace(config, **{name: str(Path(path).expanduser().resolve())
+                                          for name, path in given.items() if path is not None})
 
 
 def plain(config: Any) -> dict[str, Any]:
