@@ -31,6 +31,7 @@ HOUSE = {
     "tying": "tied tables out of a trained untied checkpoint, and the other way round",
     "generate": "sampling",
     "evaluate": "bits per byte, confidence intervals, compressors",
+    "tasks": "CORE, minimal pairs",
     "recorder": "step times, metric records, status and event files of a training run",
     "train": "the training loop",
     "launch": "torchrun from a notebook cell, live view of a run, several machines, Slurm",

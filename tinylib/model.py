@@ -14,6 +14,7 @@ Source: https://github.com/karpathy/nanochat (nanochat/gpt.py, October 2025).  T
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -47,6 +48,14 @@ class KVCache:
         keys, values = self._store[layer]
         keys[:, :, self.length:end], values[:, :, self.length:end] = k_BNTH, v_BNTH
         return keys[:, :, :end], values[:, :, :end]
+
+    def select(self, rows: list[int], capacity: int) -> KVCache:
+        """A cache of the sequences `rows`, which may repeat, with room for `capacity` tokens."""
+        chosen = copy.copy(self)
+        shape = (*self._store.shape[:2], len(rows), self._store.shape[3], capacity, self._store.shape[5])
+        chosen._store, chosen.capacity = self._store.new_zeros(shape), capacity
+        chosen._store[..., :self.length, :] = self._store[:, :, rows, :, :self.length]
+        return chosen
 
     def advance(self, tokens: int) -> None:
         """Add `tokens` to the length, after every layer was extended by them."""

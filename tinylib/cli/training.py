@@ -6,15 +6,20 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tinylib.checks import UserError
 from tinylib.cli import tables
 from tinylib.cli.verbs import Flags, Result, RunName, verb
 from tinylib.config import DeviceKind, TieMethod, TrainConfig
 from tinylib.launch import attach, write_slurm
+from tinylib.profiles import home
 from tinylib.rundir import Eval, RunDirectory, find_run, show_progress
 from tinylib.shards import Shards
 from tinylib.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from tinylib.model import GPT
 
 
 @verb()
@@ -59,18 +64,25 @@ def _redirect(run: RunDirectory, rank: int) -> None:
 
 @verb(name="eval")
 def evaluate(run: RunName, split: str = "val", max_tokens: int | None = None, batch_size: int = 8,
-             device: DeviceKind = "auto") -> Result:
-    """Bits per byte of a run's newest checkpoint.
+             device: DeviceKind = "auto", core: Path | None = None, fetch: bool = False, pairs: Path | None = None,
+             max_per_task: int | None = None) -> Result:
+    """Bits per byte of a run's newest checkpoint; or CORE, or minimal pairs.
 
     Args:
         split: split of the shards that the run was trained on
         max_tokens: most tokens to evaluate
         batch_size: sequences at once
+        core: folder of CORE's tasks, an eval_bundle: score these
+        fetch: download that folder, and score it
+        pairs: folder of minimal pairs as BLiMP has them: score these
+        max_per_task: items of each task; None takes all
     """
     from tinylib.evaluate import score, unused_probability
 
     found = attach(run)
     checkpoint, model = found.checkpoint(), found.model(device)
+    if core or fetch or pairs:
+        return _benchmarks(found, model, home() / "data" / "eval_bundle" if fetch else core, fetch, pairs, max_per_task)
     shards = Shards(found.read_config()["train"]["data"], split)
     shards.check_tokenizer(Tokenizer.load(checkpoint / "tokenizer").fingerprint, str(checkpoint / "tokenizer"))
     scored = score(model, shards, max_tokens=max_tokens, batch_size=batch_size)
@@ -155,6 +167,28 @@ def export(run: RunName, out: Path) -> Result:
 
     checkpoint = find_run(run).checkpoint()
     return Result({"checkpoint": checkpoint, "out": export_transformers(checkpoint, out)})
+
+
+def _benchmarks(run: RunDirectory, model: GPT, core: Path | None, fetch: bool, pairs: Path | None,
+                max_per_task: int | None) -> Result:
+    """A table of tasks with chance and intervals, and the means over CORE and over the pairs."""
+    from tinylib import tasks
+
+    if fetch and core:
+        tasks.fetch_bundle(core)
+    tokenizer, facts, blocks = Tokenizer.load(run.checkpoint() / "tokenizer"), {}, []
+    for name, some in (("core", core and tasks.core(core, max_per_task)),
+                       ("pairs", pairs and tasks.minimal_pairs(pairs, max_per_task))):
+        if some is None:
+            continue
+        table = tasks.evaluate(model, tokenizer, some)
+        mean, low, high = tasks.mean_centered(table)
+        skipped = "".join(f"\nskipped {task}: {why}" for task, why in table.attrs["skipped"].items())
+        facts[name] = {"centered": mean, "low": low, "high": high, "skipped": table.attrs["skipped"],
+                       "tasks": table.reset_index(names="task").to_dict("records")}
+        blocks.append(f"{table.to_string(float_format='{:.3f}'.format)}{skipped}\n\n{name}: mean of centered accuracy "
+                      f"{mean:.4f}, 95 % interval {low:.4f} to {high:.4f}")
+    return Result({"run": run.path, "checkpoint": run.checkpoint().name} | facts, "\n\n".join(blocks))
 
 
 def _raise_if_taken(*runs: RunDirectory) -> None:
