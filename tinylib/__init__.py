@@ -23,6 +23,7 @@ HOUSE = {
     "corpus": "documents: installed documentation, Hugging Face hub, local files; train and validation split",
     "tokenizer": "BPE tokenizer: rustbpe trains, tiktoken encodes",
     "shards": "memory-mapped token files, the batch of step n, prefetch",
+    "ngram": "n-gram model with Kneser–Ney smoothing, the baseline",
     "distributed": "process group, all-reduce, coordinated stop, records of failed ranks",
     "loss": "chunked cross-entropy of softcapped logits",
     "model": "the GPT and its KV cache",

@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tinylib.checks import check_int, raise_if
 from tinylib.model import GPT
+from tinylib.ngram import KneserNey
 from tinylib.shards import Shards
 
 if TYPE_CHECKING:
@@ -117,7 +118,17 @@ def document_bits(model: GPT, shards: Shards, batch_size: int = 8) -> tuple[np.n
             nats_R = model(x_BT.to(model.device), y_BT.to(model.device), reduction="none").cpu().double()
             is_target, x_R, y_R = (y_BT >= 0).flatten(), x_BT.flatten(), y_BT.flatten().clamp(min=0)
             parts.append(torch.stack([x_R == bos, nats_R / math.log(2), bytes_V[y_R]])[:, is_target])
-    begins, bits, sizes = torch.cat(parts, dim=1).numpy()
+    return _by_document(*torch.cat(parts, dim=1).numpy())
+
+
+def ngram_bits(model: KneserNey, shards: Shards) -> tuple[np.ndarray, np.ndarray]:
+    """Bits and bytes of each document under an n-gram model of the same tokens, as `document_bits` counts them."""
+    ids = shards.ids()
+    return _by_document(ids[:-1] == shards.tokenizer.bos, model.bits(ids), shards.tokenizer.token_bytes[ids[1:]])
+
+
+def _by_document(begins: np.ndarray, bits: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of `bits` and `sizes` from one beginning to the next, without bits of what is no text."""
     document = begins.cumsum().astype(int) - 1
     return np.bincount(document, bits * (sizes > 0)), np.bincount(document, sizes)
 

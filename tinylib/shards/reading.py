@@ -144,6 +144,10 @@ class Shards:
 
     # Windows
 
+    def ids(self) -> np.ndarray:
+        """All token ids of the split in the order of the files, the BOS of each document among them."""
+        return np.concatenate(self._files)
+
     def windows(self, seq_len: int) -> int:
         """Number of windows of up to `seq_len` targets in an epoch."""
         return int(self._starts(seq_len)[-1])
