@@ -6,10 +6,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import torch
-from helpers import randomised
 
-from tinylib.evaluate import document_bits, ngram_bits
+from tinylib.evaluate import ngram_bits
 from tinylib.ngram import KneserNey
 from tinylib.shards import Shards
 
@@ -61,10 +59,12 @@ def test_what_never_occurred_has_bits_too(text) -> None:
     assert np.isfinite(model.bits(np.array([5, 5, 0, 5]))).all()
 
 
-def test_documents_are_those_of_the_transformer(tiny_shards, tiny) -> None:
-    training, validation = Shards(tiny_shards), Shards(tiny_shards, "val")
-    bits, sizes = ngram_bits(KneserNey(training.ids(), training.vocab_size), validation)
-    with torch.no_grad():
-        others, same = document_bits(randomised(tiny.model).eval(), validation)
-    assert sizes.tolist() == same.tolist() and sizes.sum() == validation.bytes
-    assert len(bits) == len(others) == validation.documents and 0 < bits.sum() / sizes.sum() < 0.5
+def test_a_text_has_the_bits_of_its_tokens(tiny_shards) -> None:
+    shards = Shards(tiny_shards)
+    tokenizer, model = shards.tokenizer, KneserNey(shards.ids(), shards.vocab_size)
+    texts = ["Return the name of number 7 as a list", "größe", "else raise ValueError. " * 3]
+    alone = [float(model.bits(np.array([tokenizer.bos, *tokenizer.encode(text)])).sum()) for text in texts]
+    found = ngram_bits(model, tokenizer, texts)
+    assert found[0] == pytest.approx(alone[0])
+    assert found == pytest.approx(alone, rel=0.05)    # the end of the text before stands in the context too
+    assert len(shards.ids(100)) == 100 and len(shards.ids()) == shards.tokens

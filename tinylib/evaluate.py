@@ -118,19 +118,16 @@ def document_bits(model: GPT, shards: Shards, batch_size: int = 8) -> tuple[np.n
             nats_R = model(x_BT.to(model.device), y_BT.to(model.device), reduction="none").cpu().double()
             is_target, x_R, y_R = (y_BT >= 0).flatten(), x_BT.flatten(), y_BT.flatten().clamp(min=0)
             parts.append(torch.stack([x_R == bos, nats_R / math.log(2), bytes_V[y_R]])[:, is_target])
-    return _by_document(*torch.cat(parts, dim=1).numpy())
-
-
-def ngram_bits(model: KneserNey, shards: Shards) -> tuple[np.ndarray, np.ndarray]:
-    """Bits and bytes of each document under an n-gram model of the same tokens, as `document_bits` counts them."""
-    ids = shards.ids()
-    return _by_document(ids[:-1] == shards.tokenizer.bos, model.bits(ids), shards.tokenizer.token_bytes[ids[1:]])
-
-
-def _by_document(begins: np.ndarray, bits: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of `bits` and `sizes` from one beginning to the next, without bits of what is no text."""
+    begins, bits, sizes = torch.cat(parts, dim=1).numpy()
     document = begins.cumsum().astype(int) - 1
     return np.bincount(document, bits * (sizes > 0)), np.bincount(document, sizes)
+
+
+def ngram_bits(model: KneserNey, tokenizer: Tokenizer, texts: Sequence[str]) -> list[float]:
+    """Bits of each text under an n-gram model of the same tokens, read from its BOS on."""
+    streams = [[tokenizer.bos, *ids] for ids in tokenizer.encode_batch(texts)]
+    bits, sizes = model.bits(np.concatenate(streams)), [len(ids) for ids in streams]
+    return [float(bits[end - size:end - 1].sum()) for size, end in zip(sizes, np.cumsum(sizes), strict=True)]
 
 
 def token_bits(model: GPT, tokenizer: Tokenizer, texts: Sequence[str], batch_size: int = 8) -> pd.DataFrame:

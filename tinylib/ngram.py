@@ -1,7 +1,7 @@
-"""N-gram language model with interpolated Kneser–Ney smoothing, on token shards: the baseline before neural networks.
+"""N-gram language model with interpolated Kneser–Ney smoothing, on token ids: the baseline before neural networks.
 
-Source: Kneser and Ney 1995, https://doi.org/10.1109/ICASSP.1995.479394; Chen and Goodman 1999, section 2.7; one discount for
-each order, n₁ / (n₁ + 2·n₂) of the n-grams with count 1 and 2, from Ney et al. 1994.
+Source: Kneser and Ney 1995, https://doi.org/10.1109/ICASSP.1995.479394; Chen and Goodman 1999, section 2.7.  Each order
+has one discount, n₁ / (n₁ + 2·n₂) of the n-grams with count 1 and 2, from Ney et al. 1994.
 """
 
 from __future__ import annotations

@@ -144,9 +144,13 @@ class Shards:
 
     # Windows
 
-    def ids(self) -> np.ndarray:
-        """All token ids of the split in the order of the files, the BOS of each document among them."""
-        return np.concatenate(self._files)
+    def ids(self, most: int | None = None) -> np.ndarray:
+        """The first `most` token ids of the split (None: all), the BOS of each document among them."""
+        parts, left = [], self.tokens if most is None else most
+        for file in self._files:
+            parts.append(file[:left])
+            left -= len(parts[-1])
+        return np.concatenate(parts)
 
     def windows(self, seq_len: int) -> int:
         """Number of windows of up to `seq_len` targets in an epoch."""
