@@ -21,6 +21,7 @@ from tinylib import checkpoint, tasks
 from tinylib.checks import UserError
 from tinylib.cli import main
 from tinylib.model import GPT, KVCache
+from tinylib.shards import Shards
 from tinylib.tasks.questions import read_items
 from tinylib.tasks.scoring import score_task
 from tinylib.tokenizer import Tokenizer
@@ -153,6 +154,48 @@ def test_the_table_has_chance_and_intervals_and_says_what_it_skips(tiny, tokeniz
     assert high - low == pytest.approx(2 * 1.96 * math.sqrt(spread) / 2)
 
 
+def test_runs_are_compared_item_by_item(tiny, tokenizer) -> None:
+    some, others = (tasks.evaluate(randomised(replace(tiny.model, seq_len=256), seed).eval(), tokenizer,
+                                   [made("schema"), made("pairs")]) for seed in (0, 1))
+    found = tasks.compare(some, others)
+    pairs = list(zip(some.attrs["items"]["schema"], others.attrs["items"]["schema"], strict=True))
+    row = found.loc["schema"]
+    assert row["difference"] == pytest.approx(sum(one - two for one, two in pairs) / 30) and row["low"] < row["high"]
+    assert (tasks.compare(some, some)["difference"] == 0).all()
+    some.attrs["items"]["schema"], others.attrs["items"]["schema"] = [True] * 29 + [False], [False] * 30
+    assert tasks.compare(some, others).loc["schema", "better"] == "one"
+    assert tasks.compare(others, some).loc["schema", "better"] == "other"
+
+
+def test_a_suite_is_made_of_any_text(tiny_shards, tiny) -> None:
+    generator = random.Random(3)
+    texts = ["\n".join(some_words(generator, 6, 12) for _ in range(40)) for _ in range(6)]
+    made_here = tasks.suite(texts, 25)
+    assert [(task.name, task.kind, len(task.items)) for task in made_here] == [
+        ("word order", "pairs", 25), ("next line", "multiple_choice", 25), ("copied word", "language_modeling", 25)]
+    assert made_here == tasks.suite(texts, 25) != tasks.suite(texts, 25, seed=1)
+    lines = [line for text in texts for line in text.splitlines()]
+    order, after, copied = (task.items for task in made_here)
+    for item in order:
+        assert item["sentence_good"] in lines and sorted(item["sentence_bad"].split()) == sorted(
+            item["sentence_good"].split()) and item["sentence_bad"] != item["sentence_good"]
+    for item in after:
+        assert lines[lines.index(item["query"]) + 1] == item["choices"][item["gold"]] or len(set(lines)) < len(lines)
+    for item in copied:
+        assert item["continuation"] in item["context"].split()
+    with pytest.raises(UserError, match="the texts hold no line of 6 to 24 words"):
+        tasks.suite(["no line of prose here"])
+
+
+def test_documents_of_shards_are_decoded(tiny_shards) -> None:
+    shards = Shards(tiny_shards, "val")
+    texts = shards.texts()
+    assert len(texts) == shards.documents and sum(len(text.encode()) for text in texts) == shards.bytes
+    assert shards.texts(shards.tokens - 1) == shards.texts()[:-1]
+    with pytest.raises(UserError, match="most=3 holds no whole document"):
+        shards.texts(3)
+
+
 # Files
 
 @pytest.fixture
@@ -250,4 +293,5 @@ def test_the_verb(bundle, tiny, tmp_path, capsys) -> None:
     assert main(words) == 0
     out = capsys.readouterr().out
     assert "core: mean of centered accuracy" in out and "chance" in out
+    assert main(["eval", tiny.run_dir, "--suite"]) == 1 and "hold no line of 6 to 24 words" in capsys.readouterr().err
     assert checkpoint.read_model_config(Path(tiny.run_dir, "checkpoints", "step_000006")).seq_len == 64

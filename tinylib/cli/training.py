@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from tinylib.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from tinylib.model import GPT
+    from tinylib.tasks import Task
 
 
 @verb()
@@ -65,8 +67,8 @@ def _redirect(run: RunDirectory, rank: int) -> None:
 @verb(name="eval")
 def evaluate(run: RunName, split: str = "val", max_tokens: int | None = None, batch_size: int = 8,
              device: DeviceKind = "auto", core: Path | None = None, fetch: bool = False, pairs: Path | None = None,
-             max_per_task: int | None = None) -> Result:
-    """Bits per byte of a run's newest checkpoint; or CORE, or minimal pairs.
+             suite: bool = False, max_per_task: int | None = None) -> Result:
+    """Bits per byte of a run's newest checkpoint; or CORE, minimal pairs, or tasks made of the validation text.
 
     Args:
         split: split of the shards that the run was trained on
@@ -75,16 +77,22 @@ def evaluate(run: RunName, split: str = "val", max_tokens: int | None = None, ba
         core: folder of CORE's tasks, an eval_bundle: score these
         fetch: download that folder, and score it
         pairs: folder of minimal pairs as BLiMP has them: score these
-        max_per_task: items of each task; None takes all
+        suite: make three tasks of the run's validation text, and score these
+        max_per_task: items of each task; None takes all, of a suite 200
     """
+    from tinylib import tasks
     from tinylib.evaluate import score, unused_probability
 
     found = attach(run)
     checkpoint, model = found.checkpoint(), found.model(device)
-    if core or fetch or pairs:
-        return _benchmarks(found, model, home() / "data" / "eval_bundle" if fetch else core, fetch, pairs, max_per_task)
-    shards = Shards(found.read_config()["train"]["data"], split)
-    shards.check_tokenizer(Tokenizer.load(checkpoint / "tokenizer").fingerprint, str(checkpoint / "tokenizer"))
+    shards, tokenizer = Shards(found.read_config()["train"]["data"], split), Tokenizer.load(checkpoint / "tokenizer")
+    if core or fetch or pairs or suite:
+        bundle = tasks.fetch_bundle(core or home() / "data" / "eval_bundle") if fetch else core
+        chosen = {"core": bundle and tasks.core(bundle, max_per_task),
+                  "pairs": pairs and tasks.minimal_pairs(pairs, max_per_task),
+                  "suite": tasks.suite(shards.texts(), max_per_task or 200) if suite else None}
+        return _benchmarks(found, model, tokenizer, {name: some for name, some in chosen.items() if some})
+    shards.check_tokenizer(tokenizer.fingerprint, str(checkpoint / "tokenizer"))
     scored = score(model, shards, max_tokens=max_tokens, batch_size=batch_size)
     facts = {"run": found.path, "checkpoint": checkpoint.name, "split": split,
              "bits_per_byte": scored.bits_per_byte, "tokens": scored.tokens}
@@ -169,18 +177,12 @@ def export(run: RunName, out: Path) -> Result:
     return Result({"checkpoint": checkpoint, "out": export_transformers(checkpoint, out)})
 
 
-def _benchmarks(run: RunDirectory, model: GPT, core: Path | None, fetch: bool, pairs: Path | None,
-                max_per_task: int | None) -> Result:
-    """A table of tasks with chance and intervals, and the means over CORE and over the pairs."""
+def _benchmarks(run: RunDirectory, model: GPT, tokenizer: Tokenizer, chosen: Mapping[str, Iterable[Task]]) -> Result:
+    """A table of tasks with chance and intervals, and the mean of each benchmark."""
     from tinylib import tasks
 
-    if fetch and core:
-        tasks.fetch_bundle(core)
-    tokenizer, facts, blocks = Tokenizer.load(run.checkpoint() / "tokenizer"), {}, []
-    for name, some in (("core", core and tasks.core(core, max_per_task)),
-                       ("pairs", pairs and tasks.minimal_pairs(pairs, max_per_task))):
-        if some is None:
-            continue
+    facts, blocks = {}, []
+    for name, some in chosen.items():
         table = tasks.evaluate(model, tokenizer, some)
         mean, low, high = tasks.mean_centered(table)
         skipped = "".join(f"\nskipped {task}: {why}" for task, why in table.attrs["skipped"].items())

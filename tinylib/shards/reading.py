@@ -152,6 +152,15 @@ class Shards:
             left -= len(parts[-1])
         return np.concatenate(parts)
 
+    def texts(self, most: int = 1_000_000) -> list[str]:
+        """The whole documents in the first `most` token ids, decoded; UserError without one."""
+        ids = self.ids(most)
+        bos = np.flatnonzero(ids == self.tokenizer.bos)
+        ends = [*bos[1:], len(ids)] if most >= self.tokens else bos[1:]
+        if not len(ends):
+            raise UserError(f"most={most} holds no whole document of {self.folder}: take more tokens")
+        return [self.tokenizer.decode(ids[start + 1:end]) for start, end in zip(bos, ends, strict=False)]
+
     def windows(self, seq_len: int) -> int:
         """Number of windows of up to `seq_len` targets in an epoch."""
         return int(self._starts(seq_len)[-1])

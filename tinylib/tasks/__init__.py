@@ -7,6 +7,8 @@
 """
 
 from tinylib.tasks.questions import Question, Task, core, fetch_bundle, minimal_pairs
-from tinylib.tasks.scoring import answers, evaluate, mean_centered
+from tinylib.tasks.scoring import answers, compare, evaluate, mean_centered
+from tinylib.tasks.suite import suite
 
-__all__ = ["Question", "Task", "answers", "core", "evaluate", "fetch_bundle", "mean_centered", "minimal_pairs"]
+__all__ = ["Question", "Task", "answers", "compare", "core", "evaluate", "fetch_bundle", "mean_centered",
+           "minimal_pairs", "suite"]

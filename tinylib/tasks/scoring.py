@@ -52,6 +52,24 @@ def evaluate(model: GPT, tokenizer: Tokenizer, tasks: Iterable[Task]) -> pd.Data
     return table
 
 
+def compare(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy of `one` less that of `other`, two tables of `evaluate`, paired by item: a row a task that both have.
+
+    Columns: `difference`, `low` and `high` of its 95 % interval over items, and `better`: "one" or "other" where the
+    interval excludes 0, else "".  Raises ValueError where a task has other items in the two.
+    """
+    import pandas as pd
+
+    rows = {}
+    for task in one.index.intersection(other.index):
+        pairs = list(zip(one.attrs["items"][task], other.attrs["items"][task], strict=True))
+        difference = pd.Series([float(right) - float(theirs) for right, theirs in pairs])
+        mean, half = float(difference.mean()), 1.96 * float(difference.std(ddof=1)) / math.sqrt(len(pairs))
+        rows[task] = {"difference": mean, "low": mean - half, "high": mean + half,
+                      "better": "one" if mean > half else "other" if -mean > half else ""}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
 def mean_centered(table: pd.DataFrame) -> tuple[float, float, float]:
     """The mean of `centered` over tasks, which is the CORE metric, and its 95 % interval over items."""
     share, scale = table["accuracy"], 1 - table["chance"]
