@@ -94,7 +94,7 @@ def stub(exercise: str) -> tuple[str, Any]:
     assert isinstance(call, ast.Call), f"the last line of {exercise}'s cell is not the check"
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     found: dict[str, Any] = {}
-    # Annotations stay text, for the names in them come from other cells.
+    # Annotations stay text, because the names in them come from other cells.
     exec(compile(ast.Module(functions, []), exercise, "exec", flags=annotations.compiler_flag), found)
     return call.args[1].id, found[call.args[1].id]
 
