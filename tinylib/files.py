@@ -79,7 +79,8 @@ def raise_if_foreign(path: Path, own: Iterable[str]) -> None:
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path} is a file: choose a folder that is new or empty")
     patterns, there = list(own), sorted(path.iterdir()) if path.is_dir() else []
-    foreign = [entry.name for entry in there if not any(fnmatch.fnmatch(entry.name, name) for name in patterns)]
+    foreign = [entry.name for entry in there if not any(fnmatch.fnmatch(entry.name, name)
+                                                        for name in (*patterns, ".DS_Store"))]    # of a Mac's Finder
     if foreign:
         raise FileExistsError(f"{path} holds {foreign[0]}, which would be lost: choose a folder that is new, "
                               f"empty or holds nothing but {join_or(patterns)}")
