@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from helpers import randomised
 
 from tinylib import evaluate
-from tinylib.evaluate import bits_per_byte
-from tinylib.shards import Shards
+from tinylib.checks import UserError
+from tinylib.evaluate import bits_per_byte, score
+from tinylib.shards import Shards, build
 from tinylib.tokenizer import Tokenizer
 
 
@@ -27,6 +29,16 @@ def test_bits_per_byte_is_what_the_logits_say(tiny_shards, tiny) -> None:
                 bits -= float(chances[place, target]) / math.log(2) if text else 0
     assert bits_per_byte(model, shards) == pytest.approx(bits / count, rel=1e-5)
     assert bits_per_byte(model, shards, batch_size=3) == pytest.approx(bits / count, rel=1e-5)
+
+
+def test_tokens_without_text_are_an_error_and_windows_may_be_longer_than_the_text(tiny, tmp_path) -> None:
+    tokenizer = Tokenizer.load(f"{tiny.data}/tokenizer")
+    shards = build({"train": ["a"]}, tokenizer, tmp_path / "shards")
+    model = randomised(replace(tiny.model, seq_len=64)).eval()
+    scored = score(model, shards)
+    assert (scored.tokens, scored.bytes) == (1, 1) and math.isfinite(scored.bits_per_byte)
+    with pytest.raises(UserError, match="the evaluated tokens hold no text: evaluate more of them"):
+        replace(scored, bytes=0).bits_per_byte  # noqa: B018
 
 
 def test_an_xz_stream_is_shorter_after_similar_text() -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tinylib.checks import check_int, raise_if
+from tinylib.checks import UserError, check_int, raise_if
 from tinylib.model import GPT
 from tinylib.ngram import KneserNey
 from tinylib.shards import Shards
@@ -49,7 +49,9 @@ class Score:
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits per UTF-8 byte."""
+        """Bits per UTF-8 byte; UserError where none of the tokens is text."""
+        if not self.bytes:
+            raise UserError("the evaluated tokens hold no text: evaluate more of them")
         return self.text_nats / math.log(2) / self.bytes
 
 
