@@ -105,8 +105,11 @@ def test_attention_has_a_map_for_each_head():
 
 def test_the_figures_of_evaluation_draw_what_they_are_given():
     evaluations = pd.Series({0: 3.5, 10: 2.0})
-    axes = figures.bpb_vs_compressors(evaluations, (2.1, 1.9, 2.4), {"xz": 2.7}, "how it was made").axes[0]
-    assert list(axes.lines[0].get_ydata()) == [3.5, 2.0] and words(axes.figure) == {"2.70 xz"}
+    opponents = {"xz": 2.7, "counts": 2.69}
+    axes = figures.bpb_vs_compressors(evaluations, (2.1, 1.9, 2.4), opponents, "how it was made").axes[0]
+    assert list(axes.lines[0].get_ydata()) == [3.5, 2.0] and words(axes.figure) == {"2.70 xz", "2.69 counts"}
+    upper, lower = (text.xy[1] for text in axes.texts)
+    assert upper == 2.7 and lower <= 2.7 - 0.05 * 3.5    # labels of lines that are close do not overlap
     [[bottom, top]] = [segment[:, 1] for segment in axes.collections[0].get_segments()]
     assert (bottom, top) == pytest.approx((1.9, 2.4))
 

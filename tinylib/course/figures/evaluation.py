@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -14,24 +15,26 @@ if TYPE_CHECKING:
 
 
 @style()
-def bpb_vs_compressors(evaluations: pd.Series, final: tuple[float, float, float], compressors: Mapping[str, float],
+def bpb_vs_compressors(evaluations: pd.Series, final: tuple[float, float, float], opponents: Mapping[str, float],
                        note: str = "") -> Figure:
-    """Bits per byte of a run by step, with those of compressors as dashed lines.
+    """Bits per byte of a run by step, with those of its opponents as dashed lines.
 
-    `final` is the model on the text that was compressed, with low and high of its confidence interval; `note` goes
+    `final` is the model on the text that they were given, with low and high of its confidence interval; `note` goes
     below.
     """
     figure, axes = canvas(height_in=3.6)
     last, (value, low, high) = evaluations.index[-1], final
     axes.plot(evaluations.index, evaluations, "o-", color=PALETTE["blue"], markersize=4, label="the model, in training")
     axes.errorbar([1.04 * last], [value], [[value - low], [high - value]], fmt="D", color=PALETTE["red"], capsize=4,
-                  markersize=6, label=f"the model, on the compressed text: {value:.2f}")
-    for name, line in compressors.items():
+                  markersize=6, label=f"the model, on the opponents' text: {value:.2f}")
+    place, apart = math.inf, 0.055 * max(*evaluations, *opponents.values())    # a line of text
+    for name, line in sorted(opponents.items(), key=lambda pair: -pair[1]):
+        place = min(line, place - apart)
         axes.axhline(line, color=PALETTE["black"], linewidth=1.2, linestyle="--")
-        axes.annotate(f"{line:.2f} {name}", (1, line), xycoords=("axes fraction", "data"), xytext=(5, 0),
+        axes.annotate(f"{line:.2f} {name}", (1, place), xycoords=("axes fraction", "data"), xytext=(5, 0),
                       textcoords="offset points", va="center", fontsize=8)
     axes.set(ylim=(0, None), xlim=(-0.02 * last, 1.15 * last), xlabel="optimizer steps", ylabel="bits per byte")
-    axes.set_title("Held-out bits per byte: model and compressors")
+    axes.set_title("Held-out bits per byte: the model and its opponents")
     axes.legend(loc="lower left")
     footnote(figure, note)
     return figure
