@@ -12,11 +12,11 @@ from tinylib.checks import UserError
 from tinylib.tasks.questions import Task
 
 WORDS = range(6, 25)
-"""Number of words of a line that is used."""
+"""Number of words of a line or sentence that is used."""
 
 
 def suite(texts: Iterable[str], count: int = 200, seed: int = 0) -> list[Task]:
-    """Three tasks of up to `count` items each from the lines of `texts`, which should be held-out documents.
+    """Three tasks of up to `count` items each from the lines and sentences of `texts`, held-out documents.
 
     "word order", pairs: a line, and the same with two neighboring words swapped.  "next line", multiple choice: which
     of four lines follows; the other three, of about its length, are from other places.  "copied word", language
@@ -37,14 +37,14 @@ def suite(texts: Iterable[str], count: int = 200, seed: int = 0) -> list[Task]:
     made = [("word order", "pairs", order, 0.5), ("next line", "multiple_choice", after, 0.25),
             ("copied word", "language_modeling", copied, 0.0)]
     if not any(items for _, _, items, _ in made):
-        raise UserError(f"the texts hold no line of {WORDS.start} to {WORDS.stop - 1} words: use other texts")
+        raise UserError(f"the texts hold no sentence of {WORDS.start} to {WORDS.stop - 1} words: use other texts")
     return [Task(name, kind, generator.sample(items, min(count, len(items))), chance)    # type: ignore[arg-type]
             for name, kind, items, chance in made if items]
 
 
 def _lines(text: str) -> list[str]:
-    """The lines of prose: of a usual number of words, most of them nothing but letters."""
-    found = (line.strip() for line in text.splitlines())
+    """The lines or sentences of prose: of a usual number of words, most of them nothing but letters."""
+    found = (line.strip() for line in re.split(r"\n|(?<=[.!?])\s+", text))
     return [line for line in found if len(line.split()) in WORDS
             and sum(word.isalpha() for word in line.split()) > 0.7 * len(line.split())]
 
