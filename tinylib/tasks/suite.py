@@ -46,7 +46,7 @@ def _lines(text: str) -> list[str]:
     """The lines or sentences of prose: of a usual number of words, most of them nothing but letters."""
     found = (line.strip() for line in re.split(r"\n|(?<=[.!?])\s+", text))
     return [line for line in found if len(line.split()) in WORDS
-            and sum(word.isalpha() for word in line.split()) > 0.7 * len(line.split())]
+            and sum(word.strip(".,;:!?()'\"").isalpha() for word in line.split()) > 0.6 * len(line.split())]
 
 
 def _swapped(line: str, generator: random.Random) -> str:
