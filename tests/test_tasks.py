@@ -148,6 +148,12 @@ def test_the_table_has_chance_and_intervals_and_says_what_it_skips(tiny, tokeniz
     assert table.index.tolist() == ["schema", "pairs"] and len(table.attrs["items"]["schema"]) == 30
     row = table.loc["schema"]
     assert row["low"] < row["accuracy"] < row["high"] and row["centered"] == pytest.approx(2 * row["accuracy"] - 1)
+    short = randomised(replace(tiny.model, seq_len=16)).eval()
+    cut = tasks.evaluate(short, tokenizer, [made("pairs")])
+    answers = cut.attrs["items"]["pairs"]
+    assert 0 < answers.count(None) < 30 and cut.loc["pairs", "items"] == 30 - answers.count(None)
+    assert cut.attrs["skipped"] == {"pairs": f"{answers.count(None)} of 30 items do not fit the context"}
+    assert tasks.compare(table, cut).index.tolist() == ["pairs"]
     mean, low, high = tasks.mean_centered(table)
     assert mean == table["centered"].mean()
     spread = sum(4 * share * (1 - share) / 30 for share in table["accuracy"])

@@ -184,6 +184,8 @@ def _benchmarks(run: RunDirectory, model: GPT, tokenizer: Tokenizer, chosen: Map
     facts, blocks = {}, []
     for name, some in chosen.items():
         table = tasks.evaluate(model, tokenizer, some)
+        if table.empty:
+            raise UserError(f"nothing of {name} could be scored: {table.attrs['skipped']}")
         mean, low, high = tasks.mean_centered(table)
         skipped = "".join(f"\nskipped {task}: {why}" for task, why in table.attrs["skipped"].items())
         facts[name] = {"centered": mean, "low": low, "high": high, "skipped": table.attrs["skipped"],

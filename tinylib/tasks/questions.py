@@ -32,6 +32,10 @@ _FIELDS = {"multiple_choice": ("query", "choices", "gold"), "schema": ("context_
            "language_modeling": ("context", "continuation"), "pairs": ("sentence_good", "sentence_bad")}
 
 
+class TooLong(UserError):
+    """The scored part of an item alone is longer than the model's context."""
+
+
 @dataclass(frozen=True)
 class Question:
     """One item, ready for a model."""
@@ -63,7 +67,7 @@ class Task:
     def question(self, index: int, tokenizer: Tokenizer, seq_len: int) -> Question:
         """The item at `index` as token sequences of at most `seq_len` ids, each the end of its prompt.
 
-        Raises UserError where the scored part alone is longer than that.
+        Raises TooLong where the scored part alone is longer than that.
         """
         item = self.items[index]
         if self.kind == "pairs":
@@ -97,7 +101,7 @@ class Task:
     def _cropped(self, index: int, ids: list[list[int]], starts: list[int], seq_len: int) -> Question:
         crops = [max(0, len(some) - seq_len) for some in ids]
         if any(start <= crop for start, crop in zip(starts, crops, strict=True)):
-            raise UserError(f"item {index} of {self.name}: its scored part does not fit a context of {seq_len} tokens")
+            raise TooLong(f"item {index} of {self.name}: its scored part does not fit a context of {seq_len} tokens")
         gold = {"language_modeling": None, "pairs": 0}.get(self.kind, self.items[index].get("gold"))
         return Question([some[crop:] for some, crop in zip(ids, crops, strict=True)],
                         [start - crop for start, crop in zip(starts, crops, strict=True)], gold, self.kind == "pairs")

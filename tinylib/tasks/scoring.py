@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinylib.model import GPT, KVCache
-from tinylib.tasks.questions import Question, Task, common_prefix
+from tinylib.tasks.questions import Question, Task, TooLong, common_prefix
 from tinylib.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def evaluate(model: GPT, tokenizer: Tokenizer, tasks: Iterable[Task]) -> pd.Data
 
     Columns: `kind`, `shots`, `items`, `accuracy`, `low` and `high` (Wilson's 95 % interval), `chance`, `centered`,
     which is (accuracy - chance) / (1 - chance), and `seconds`.  `attrs["items"]` has whether each item was right, by
-    task, and `attrs["skipped"]` the tasks with fewer items than their prompts need, with both numbers.
+    task (None: it does not fit the context, and is not counted), and `attrs["skipped"]` what was left out and why.
     """
     import pandas as pd
     from scipy.stats import binomtest
@@ -41,7 +42,12 @@ def evaluate(model: GPT, tokenizer: Tokenizer, tasks: Iterable[Task]) -> pd.Data
             skipped[task.name] = f"{len(task.items)} items, and a prompt has {task.shots} of the others"
             continue
         began_s = time.perf_counter()
-        right = items[task.name] = score_task(model, tokenizer, task)
+        items[task.name] = score_task(model, tokenizer, task)
+        right = [answer for answer in items[task.name] if answer is not None]
+        if len(right) < len(task.items):
+            skipped[task.name] = f"{len(task.items) - len(right)} of {len(task.items)} items do not fit the context"
+        if not right:
+            continue
         accuracy, interval = sum(right) / len(right), binomtest(sum(right), len(right)).proportion_ci(method="wilson")
         rows[task.name] = {
             "kind": task.kind, "shots": task.shots, "items": len(right), "accuracy": accuracy, "low": interval.low,
@@ -62,7 +68,8 @@ def compare(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
 
     rows = {}
     for task in one.index.intersection(other.index):
-        pairs = list(zip(one.attrs["items"][task], other.attrs["items"][task], strict=True))
+        pairs = [pair for pair in zip(one.attrs["items"][task], other.attrs["items"][task], strict=True)
+                 if None not in pair]
         difference = pd.Series([float(right) - float(theirs) for right, theirs in pairs])
         mean, half = float(difference.mean()), 1.96 * float(difference.std(ddof=1)) / math.sqrt(len(pairs))
         rows[task] = {"difference": mean, "low": mean - half, "high": mean + half,
@@ -78,12 +85,20 @@ def mean_centered(table: pd.DataFrame) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def score_task(model: GPT, tokenizer: Tokenizer, task: Task) -> list[bool]:
-    """Whether `model` answers each item of `task` rightly; questions are tokenized some thousand at a time."""
-    right: list[bool] = []
+def score_task(model: GPT, tokenizer: Tokenizer, task: Task) -> list[bool | None]:
+    """Whether `model` answers each item of `task` rightly, None for one that does not fit its context.
+
+    Questions are tokenized some thousand at a time.
+    """
+    right: list[bool | None] = []
     for start in range(0, len(task.items), 1_024):
+        questions: dict[int, Question] = {}
         numbers = range(start, min(start + 1_024, len(task.items)))
-        right += answers(model, [task.question(number, tokenizer, model.config.seq_len) for number in numbers])
+        for number in numbers:
+            with suppress(TooLong):
+                questions[number] = task.question(number, tokenizer, model.config.seq_len)
+        found = dict(zip(questions, answers(model, list(questions.values())), strict=True))
+        right += map(found.get, numbers)
     return right
 
 
