@@ -244,7 +244,7 @@ def test_steps_are_timed_on_an_idle_machine_only(tiny, monkeypatch):
         experiments.time_steps(path)
     monkeypatch.setattr("psutil.cpu_percent", lambda interval: 5)
     found = experiments.time_steps(path)
-    assert set(found) == {"one", "two"} and 0 < found["one"] < found["two"]
+    assert set(found) == {"one", "two"} and min(found.values()) > 0
     machine = hardware.processor(), metadata.version("torch")
     assert step_times(describe(path), machine) == found
 
