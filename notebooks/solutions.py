@@ -107,7 +107,7 @@ def global_mean(means: list[float], counts: list[int]) -> float:
 
 
 def accumulation(total: int, device_batch: int, seq_len: int, world_size: int) -> int | None:
-    """How often a round of all processes fits into the batch, if it fits exactly."""
+    """Gradient accumulation steps: rounds of all processes in a batch, which must be a whole number."""
     rounds, rest = divmod(total, device_batch * seq_len * world_size)
     return rounds if rounds and not rest else None
 

@@ -47,9 +47,8 @@ def test_paths_of_a_run_mean_the_same_from_any_directory(elsewhere, capsys) -> N
     written = elsewhere.read_config()["train"]
     assert written["run_dir"] == str(elsewhere.path) and Path(written["data"]).is_absolute()
     assert main(["eval", "../home/runs/mine"]) == 0
-    before = elsewhere.metrics_file.read_bytes()
     assert main(["train", "--config", "../home/runs/mine/config.json", "--resume"]) == 0    # has taken all its steps
-    assert not any(Path.cwd().iterdir()) and before.startswith(elsewhere.metrics_file.read_bytes()[:200])
+    assert not any(Path.cwd().iterdir())
     assert len(elsewhere.metrics()) == 4
 
 
@@ -74,7 +73,6 @@ def test_ranks_import_what_their_launcher_imported(tiny, tmp_path, monkeypatch) 
     from tinylib.launch.start import _environment
 
     assert _environment(LaunchSettings(1))["PYTHONPATH"] == f"{tmp_path / 'checkout'}{os.pathsep}mine"
-    assert sys.path    # untouched
 
 
 # Folders of others
@@ -236,8 +234,7 @@ def test_ids_that_the_tokenizer_lacks_are_never_sampled(tiny) -> None:
     with torch.no_grad():
         model.unembedding[:shards.vocab_size] *= 0.1
         model.unembedding[shards.vocab_size:] = model.hidden(torch.tensor([[shards.tokenizer.bos]]))[0, 0]
-    text = "".join(generate(model, shards.tokenizer, max_tokens=20, top_k=None))    # decoding raises for such an id
-    assert text is not None
+    list(generate(model, shards.tokenizer, max_tokens=20, top_k=None))    # decoding raises UserError for such an id
     assert 0.2 < unused_probability(model, shards) < 1
     assert unused_probability(randomised(tiny.model), shards) == 0
     with pytest.raises(UserError, match="the tokenizer has 320 ids and the model 256"):

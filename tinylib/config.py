@@ -177,7 +177,7 @@ class TrainConfig:
     save_every: int | None = 250
     """Steps between checkpoints; None saves at the end only."""
     keep: int = 2
-    """How many of the newest checkpoints stay on disk; beside them stays the one with the fewest bits per byte."""
+    """Number of newest checkpoints that stay on disk; beside them stays the one with the fewest bits per byte."""
 
     device: DeviceKind = "auto"
     dtype: Precision = "auto"

@@ -25,7 +25,7 @@ class Check:
     state: Literal["ok", "warning", "error"]
     """"warning": a part of the course is slower or missing; "error": the course can't run."""
     detail: str
-    """What was found, and what to do if it isn't "ok"."""
+    """Finding, with the remedy if it isn't "ok"."""
 
 
 def doctor() -> list[Check]:

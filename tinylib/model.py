@@ -155,7 +155,7 @@ class GPT(nn.Module):
 
     @property
     def unembedding(self) -> Tensor:
-        """Output table [V, D]; for a tied model it is the embedding.  This is the only place where the tie is made."""
+        """Output table [V, D]; in a tied model it is the embedding.  This is the only place where the tie is made."""
         return self.wte.weight if self.lm_head is None else self.lm_head.weight
 
     @property

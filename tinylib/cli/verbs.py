@@ -40,9 +40,9 @@ class Result:
     """Result of a verb."""
 
     facts: dict[str, Any]
-    """What --json prints."""
+    """Output of --json."""
     text: str | None = None
-    """What is printed otherwise; None prints the facts with their units, "" nothing."""
+    """Printed text without --json; None prints the facts with their units, "" nothing."""
     ok: bool = True
     """False for exit code 1."""
 

@@ -31,8 +31,8 @@ def load(name: str | os.PathLike[str], *, shards: int | None = None, column: str
     """The corpus called `name`, or the one at that path; harvested or fetched if it isn't on this machine yet.
 
     `shards` is how many training files of a data set of the hub to use; `column` is the column of a parquet file, or
-    the field of a JSON line, that holds the text.  Defaults: for a data set of the hub what the last `fetch` was
-    given; else 15 files, or as many as there are, and `text`.
+    the field of a JSON line, that holds the text.  A data set of the hub defaults to what the last `fetch` was
+    given, all else to 15 files, or as many as there are, and `text`.
     """
     return _open(name, shards, column)
 

@@ -25,7 +25,7 @@ class Corpus:
     val_files: tuple[Path, ...] = ()
     """Files of validation; without any, a hash of each document's text decides."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What else goes into the manifest: source, licence, revision, versions."""
+    """Further entries of the manifest: source, licence, revision, versions."""
     column: str = "text"
     """Column of a parquet file, or field of a JSON line, that holds the text."""
     manifest_file: Path | None = None

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 By = Literal["flops", "bytes", "seconds"]
 LEVEL = 0.95
 _MACHINE = ("text", "hardware", "torch", "threads", "dtype")
-"""What must be the same for all runs of one seed."""
+"""Fields that must be the same for all runs of one seed."""
 
 
 def differences(table: pd.DataFrame, reference: str) -> pd.DataFrame:

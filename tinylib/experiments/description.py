@@ -39,7 +39,7 @@ class Text:
     sha256: str | None = None
     """That of the corpus's manifest; the text is at --corpus PATH or $TINYLIB_CORPUS."""
     source: str = ""
-    """How to get the like of it."""
+    """Origin of the text, or of a similar one."""
 
     def __post_init__(self) -> None:
         both = "name and sha256 are two ways to say which text it is: use one of them"
@@ -53,7 +53,7 @@ class Block:
 
     prediction: str
     rule: str
-    """What is concluded from which result; written before the runs."""
+    """Decision rule: the conclusion from each possible result; written before the runs."""
     arms: list[str]
     budget: str
     seeds: list[int]
@@ -83,7 +83,7 @@ class Trial:
     parent: Trial | None = None
     """The run from which this one starts."""
     convert: str | None = None
-    """What is done to the parent's checkpoint first: "untie", or a method of `tying.tie`."""
+    """Conversion of the parent's checkpoint: "untie", or a method of `tying.tie`."""
     at: float | None = None
     """Share of the steps after which it leaves the parent, with optimizer state and schedule; None starts a schedule
     of its own at the parent's end."""
@@ -150,12 +150,12 @@ class Description:
     def paired(self) -> list[list[Trial]]:
         """Runs that need one kind of machine, because they are compared: those of a block and seed, parents first."""
         blocks = [replace(block, seeds=[seed]) for block in self.blocks.values() for seed in block.seeds]
-        return [_once(one for trial in self.block_trials(block) for one in (*ancestors(trial), trial))
+        return [once(one for trial in self.block_trials(block) for one in (*ancestors(trial), trial))
                 for block in blocks]
 
     def trials(self) -> list[Trial]:
         """All runs in the order of the blocks, each after its parent; one that serves two blocks is there once."""
-        return _once(trial for trials in self.paired() for trial in trials)
+        return once(trial for trials in self.paired() for trial in trials)
 
     def _trial(self, arm: str, seed: int, budget: str, factor: float = 1.0) -> Trial:
         values = self.every | self.arms[arm]
@@ -172,7 +172,8 @@ class Description:
                      replace(config, init_from=start, init_state=bool(at)), before, convert, at)
 
 
-def _once(trials: Iterable[Trial]) -> list[Trial]:
+def once(trials: Iterable[Trial]) -> list[Trial]:
+    """The trials in their order, each configuration once."""
     return list({trial.name: trial for trial in trials}.values())
 
 
@@ -217,7 +218,8 @@ def _config(values: Mapping[str, Any], flops: float, seed: int, factor: float) -
 def describe(name: str | Path) -> Description:
     """The description called `name` in `data/experiments`, or the one at that path.
 
-    Raises FileNotFoundError where there is none; ConfigError, with the nearest legal names, for one that can't be run.
+    Raises FileNotFoundError where there is none; ConfigError, with the nearest legal names, where one
+    can't be run.
     """
     path = Path(name) if str(name).endswith(".toml") else FOLDER / f"{name}.toml"
     if not path.is_file():

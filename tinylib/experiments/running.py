@@ -18,7 +18,7 @@ from typing import Any, cast
 from tinylib import corpus, hardware, profiles, sizing
 from tinylib.checks import UserError, join_or
 from tinylib.config import TieMethod, TrainConfig, from_dict
-from tinylib.experiments.description import Description, Trial, ancestors, describe
+from tinylib.experiments.description import Description, Trial, ancestors, describe, once
 from tinylib.experiments.records import Record, append, by_machine, of_trial, records
 from tinylib.launch import Run, launch
 from tinylib.rundir import ENDED, Header, StatusLine, Step, downsampled
@@ -149,8 +149,7 @@ class _Queue:
         found = [record for record in records(description.records_file) if record["text"] == source.name]
         self.missing = missing(description, found)
         # A parent whose record is written may be gone; it is run again for the sake of its checkpoint.
-        needed = [one for trial in self.missing for one in (*ancestors(trial), trial)]
-        self._waiting = list({trial.name: trial for trial in needed}.values())
+        self._waiting = once(one for trial in self.missing for one in (*ancestors(trial), trial))
 
     def work(self, workers: int) -> bool:
         """Begin runs where there is room and collect those that have ended; False when nothing is left."""
@@ -226,7 +225,7 @@ class _Queue:
             run.stop()
 
     def _progress(self) -> str:
-        """How many runs are done, the steps of those in progress, and the time that all may take at this speed."""
+        """Progress: runs to do, steps of those in progress, and the time left at this speed."""
         steps = [(trial, run.last(Step)) for trial, run in self.active]
         parts = [f"{trial.label}: step {step.step if step else 0:,} of {trial.config.steps:,}" for trial, step in steps]
         share = sum(_flops(*pair) for pair in self.active)
@@ -249,7 +248,7 @@ def missing(description: Description, found: Iterable[Record]) -> list[Trial]:
         if most < len(trials):
             (last if most > counts.get(here, 0) else first).extend(trials)
     own = kinds.get(here, [])
-    return [trial for trial in dict.fromkeys(first + last) if not of_trial(trial, own)]
+    return [trial for trial in once(first + last) if not of_trial(trial, own)]
 
 
 def _flops(trial: Trial, run: Run) -> float:

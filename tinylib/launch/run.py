@@ -31,7 +31,7 @@ class RunFailed(RuntimeError):
     """A run failed; the message is `Run.failure`'s."""
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython shows: the frames of the rank, not those of the cell that waited for it."""
+        """Traceback for IPython: the frames of the rank, not those of the cell that waited for it."""
         return f"{type(self).__name__}: {self}".splitlines()
 
 

@@ -36,7 +36,7 @@ class LaunchSettings:
     rdzv_endpoint: str | None = None
     """Host and port at which the machines meet; None on one machine."""
     max_restarts: int = 0
-    """How often torchrun starts all ranks again after a failure, from the newest checkpoint."""
+    """Number of times torchrun restarts all ranks after a failure, from the newest checkpoint."""
     threads: int | None = None
     """Threads of a process; None takes OMP_NUM_THREADS, else the process's share of the cores."""
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCORES = "attention scores"
-"""What attention computes without parameters."""
+"""FLOPs of attention that involve no parameters."""
 _COLOURS = PARTS | {SCORES: PALETTE["purple"], "attention matrices": PALETTE["sky"], "MLP": PALETTE["blue"]}
 _IN_LAYERS = ("wte", "attention matrices", "MLP", SCORES, "lm_head")
 _MEMORY: dict[str, str] = {
@@ -93,7 +93,7 @@ def layer_profile(config: GPTConfig) -> Figure:
 
 
 def _places(depth: int) -> np.ndarray:
-    """Where the bars of wte, the blocks and lm_head are, with a gap between ends and blocks."""
+    """Positions of the bars of wte, the blocks and lm_head, with a gap between ends and blocks."""
     gap = 1 + depth / 24
     return np.array([-gap, *range(depth), depth - 1 + gap])
 

@@ -51,7 +51,7 @@ class Published:
     hours: float
     usd: float
     holds: str
-    """What hours and dollars cover."""
+    """Scope of hours and dollars."""
     core: float | None
     """CORE, the mean of 22 tasks where 0 is guessing and 1 is perfect (Li et al. 2024, DCLM)."""
     note: str

@@ -29,7 +29,7 @@ COLUMNS = ("depth", "dim", "n_head", "head_dim", "vocab_size", "wte", "blocks", 
            "training_flops", "kv_cache_bytes", "decode_bytes")
 """The figures of a shape in `specifications` and `search`."""
 CRITERIA = ("imbalance", "flops_per_token", "decode_bytes", "off_percent")
-"""What the front of a search is of, as absolute values; less is better."""
+"""Criteria of the Pareto front of a search, as absolute values; less is better."""
 _MOST_PAIRS, _MOST_CANDIDATES, _MOST_VOCABULARIES = 2_000_000, 200_000, 10_000_000
 """Limits of one search: pairs of depth and width, candidates, vocabulary sizes; each takes up to some 200 MB."""
 _DEPTH, _DIM, _VOCAB, _CONTEXT = 100_000, 2**20, 2**32, 10**8
