@@ -11,6 +11,7 @@ from helpers import randomised
 
 from tinylib import evaluate
 from tinylib.checks import UserError
+from tinylib.corpus import Document
 from tinylib.evaluate import bits_per_byte, score
 from tinylib.shards import Shards, build
 from tinylib.tokenizer import Tokenizer
@@ -41,9 +42,26 @@ def test_tokens_without_text_are_an_error_and_windows_may_be_longer_than_the_tex
         replace(scored, bytes=0).bits_per_byte  # noqa: B018
 
 
-def test_an_xz_stream_is_shorter_after_similar_text() -> None:
-    texts = ["Return the sum.", "größe " * 60, "x"]
-    assert evaluate.xz_stream_bits(texts, ["größe " * 60]) < evaluate.xz_stream_bits(texts)
+def test_a_masked_batch_adds_nothing(tiny_shards, tiny, monkeypatch) -> None:
+    model, shards = randomised(tiny.model).eval(), Shards(tiny_shards, "val")
+    batches = list(shards.in_order(32))
+    masked = (batches[0][0], torch.full_like(batches[0][1], -1))
+    expected = score(model, shards)
+    monkeypatch.setattr(shards, "in_order", lambda *_args, **_kwargs: [masked, *batches, masked])
+    assert score(model, shards) == expected
+    monkeypatch.setattr(shards, "in_order", lambda *_args, **_kwargs: [masked])
+    nothing = score(model, shards)
+    with pytest.raises(UserError, match="has no targets: evaluate more of it"):
+        nothing.loss  # noqa: B018
+    with pytest.raises(UserError, match="hold no text: evaluate more of them"):
+        nothing.bits_per_byte  # noqa: B018
+
+
+def test_token_bits_need_text_and_the_models_tokenizer(tiny_shards, tiny) -> None:
+    tokenizer = Tokenizer.load(tiny_shards / "tokenizer")
+    assert evaluate.token_bits(randomised(tiny.model), tokenizer, [""]).empty
+    with pytest.raises(UserError, match="use the tokenizer of the model's own run"):
+        evaluate.token_bits(randomised(replace(tiny.model, vocab_size=260)), tokenizer, ["a"])
 
 
 def test_token_bits_are_those_of_each_window_read_alone(tiny_shards, tiny) -> None:
@@ -79,3 +97,19 @@ def test_students_interval_holds_the_mean_as_often_as_it_says() -> None:
     assert 0.93 < held < 0.97
     with pytest.raises(ValueError, match="two or more"):
         evaluate.t_interval([1.0])
+
+
+def test_groups_are_those_of_the_documents_alone(tiny_shards, tiny) -> None:
+    tokenizer, model = Tokenizer.load(tiny_shards / "tokenizer"), randomised(tiny.model)
+    documents = [Document("a.b", "Return the mean."), Document("a", ""), Document("x.jsonl:3", "f(1) = 2 + 3"),
+                 Document("c", "Return the sum of the values in a list.", "a"), Document("a.c", "größe")]
+    table = evaluate.by_document(model, tokenizer, documents)
+    tokens = evaluate.token_bits(model, tokenizer, [document.text for document in documents])
+    assert table["name"].tolist() == ["a.b", "x.jsonl:3", "c", "a.c"]    # nothing of an empty document is counted
+    groups = evaluate.by_group(table, "source")
+    assert groups.index.tolist() == ["a", "x"] and groups["documents"].tolist() == [3, 1]
+    whose = tokens.document.isin([0, 3, 4])
+    assert groups.bits_per_byte["a"] == pytest.approx(tokens[whose].bits.sum() / tokens[whose].bytes.sum())
+    assert groups.low["a"] < groups.bits_per_byte["a"] < groups.high["a"]
+    assert (groups.low["x"], groups.high["x"]) == (0, math.inf)
+    assert evaluate.by_group(table, "kind")["documents"].to_dict() == {"prose": 3, "code": 1}

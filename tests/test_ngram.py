@@ -7,9 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from tinylib.evaluate import ngram_bits
 from tinylib.ngram import KneserNey
-from tinylib.shards import Shards
 
 V = 6
 
@@ -57,14 +55,3 @@ def test_probabilities_sum_to_one(text, context) -> None:
 def test_what_never_occurred_has_bits_too(text) -> None:
     model = KneserNey(text[text != 5], V)
     assert np.isfinite(model.bits(np.array([5, 5, 0, 5]))).all()
-
-
-def test_a_text_has_the_bits_of_its_tokens(tiny_shards) -> None:
-    shards = Shards(tiny_shards)
-    tokenizer, model = shards.tokenizer, KneserNey(shards.ids(), shards.vocab_size)
-    texts = ["Return the name of number 7 as a list", "größe", "else raise ValueError. " * 3]
-    alone = [float(model.bits(np.array([tokenizer.bos, *tokenizer.encode(text)])).sum()) for text in texts]
-    found = ngram_bits(model, tokenizer, texts)
-    assert found[0] == pytest.approx(alone[0])
-    assert found == pytest.approx(alone, rel=0.05)    # the end of the text before stands in the context too
-    assert len(shards.ids(100)) == 100 and len(shards.ids()) == shards.tokens

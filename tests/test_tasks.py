@@ -11,6 +11,7 @@ import threading
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -302,3 +303,49 @@ def test_the_verb(bundle, tiny, tmp_path, capsys) -> None:
     assert "core: mean of centered accuracy" in out and "chance" in out
     assert main(["eval", tiny.run_dir, "--suite"]) == 0 and "word order" in capsys.readouterr().out
     assert checkpoint.read_model_config(Path(tiny.run_dir, "checkpoints", "step_000006")).seq_len == 64
+
+
+def test_the_verb_on_documents_and_against_baselines(tiny, tmp_path, capsys) -> None:
+    def ran(*words: str) -> tuple[int, Any]:
+        code = main(["eval", tiny.run_dir, *words, "--json"])
+        out, err = capsys.readouterr()
+        return code, json.loads(out) if code == 0 else err
+
+    train(tiny)
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    records = [{"text": f"Return the sum of {n} names and a list.", "source": "abc"[n % 3]} for n in range(40)]
+    (corpus / "val.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (corpus / "train.jsonl").write_text(json.dumps({"text": "a b"}) + "\n")
+    facts = ran("--corpus", str(corpus), "--by", "source")[1]
+    assert [row["source"] for row in facts["source"]] == ["a", "b", "c"] and facts["documents"] == 40
+    assert sum(row["bytes"] for row in facts["source"]) == facts["bytes"]
+    assert ran("--corpus", str(corpus), "--max-tokens", "30")[1]["documents"] < 5
+    facts = ran("--opponents")[1]
+    assert facts["with_weights_bits_per_byte"] > facts["bits_per_byte"] and len(facts["opponents"]) == 6
+    assert facts["opponents"][0]["difference"] == pytest.approx(
+        facts["bits_per_byte"] - facts["opponents"][0]["bits_per_byte"])
+    assert ran("--by", "kind") == (1, "error: by='kind' needs the documents' names, which shards don't have: add "
+                                      "--corpus\n")
+    assert main(["eval", tiny.run_dir, "--opponents"]) == 0 and "5-gram" in capsys.readouterr().out
+
+
+def test_a_broken_checkpoint_is_an_error(tiny, capsys) -> None:
+    train(tiny)
+    folder = Path(tiny.run_dir, "checkpoints", "step_000006")
+    weights = (folder / "model.safetensors").read_bytes()
+    for broken, message in ((weights[:-10], "is damaged"), (b"", "is damaged")):
+        (folder / "model.safetensors").write_bytes(broken)
+        assert main(["eval", tiny.run_dir, "--suite"]) == 1
+        assert message in capsys.readouterr().err
+    (folder / "model.safetensors").write_bytes(weights)
+    (folder / "config.json").write_text((folder / "config.json").read_text().replace('"dim": 32', '"dim": 64'))
+    assert main(["eval", tiny.run_dir, "--suite"]) == 1 and "does not fit the model" in capsys.readouterr().err
+    (folder / "config.json").unlink()
+    assert main(["eval", tiny.run_dir, "--suite"]) == 1 and "config.json" in capsys.readouterr().err
+
+
+def test_a_tokenizer_that_is_not_the_models_is_an_error(tiny, tokenizer) -> None:
+    model = randomised(replace(tiny.model, vocab_size=tokenizer.vocab_size - 1)).eval()
+    with pytest.raises(UserError, match="use the tokenizer of the model's own run"):
+        tasks.evaluate(model, tokenizer, [made("pairs")])

@@ -1,4 +1,4 @@
-"""Bits per byte, confidence intervals, and `xz` as a baseline.
+"""Bits per byte of a model: of shards, of documents, by source and kind; confidence intervals.
 
 Bits per byte = Σ -log2 p(token) / Σ UTF-8 bytes, over the tokens that are text.  Unlike the loss per token it compares
 models with different vocabularies, and models with compressors.
@@ -6,10 +6,8 @@ models with different vocabularies, and models with compressors.
 
 from __future__ import annotations
 
-import lzma
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,13 +17,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tinylib.checks import UserError, check_int, raise_if
+from tinylib.generate import check_tokenizer
 from tinylib.model import GPT
-from tinylib.ngram import KneserNey
 from tinylib.shards import Shards
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from tinylib.corpus import Document
     from tinylib.tokenizer import Tokenizer
 
 
@@ -44,7 +43,9 @@ class Score:
 
     @property
     def loss(self) -> float:
-        """Mean cross-entropy in nats per token."""
+        """Mean cross-entropy in nats per token; UserError where there is none."""
+        if not self.tokens:
+            raise UserError("the evaluated text has no targets: evaluate more of it")
         return self.nats / self.tokens
 
     @property
@@ -125,13 +126,6 @@ def document_bits(model: GPT, shards: Shards, batch_size: int = 8) -> tuple[np.n
     return np.bincount(document, bits * (sizes > 0)), np.bincount(document, sizes)
 
 
-def ngram_bits(model: KneserNey, tokenizer: Tokenizer, texts: Sequence[str]) -> list[float]:
-    """Bits of each text under an n-gram model of the same tokens, read from its BOS on."""
-    streams = [[tokenizer.bos, *ids] for ids in tokenizer.encode_batch(texts)]
-    bits, sizes = model.bits(np.concatenate(streams)), [len(ids) for ids in streams]
-    return [float(bits[end - size:end - 1].sum()) for size, end in zip(sizes, np.cumsum(sizes), strict=True)]
-
-
 def token_bits(model: GPT, tokenizer: Tokenizer, texts: Sequence[str], batch_size: int = 8) -> pd.DataFrame:
     """Bits of each token, every document read alone from its BOS on, in windows of `seq_len`; one row per token.
 
@@ -140,6 +134,7 @@ def token_bits(model: GPT, tokenizer: Tokenizer, texts: Sequence[str], batch_siz
     """
     import pandas as pd
 
+    check_tokenizer(model, tokenizer)
     bytes_V = torch.from_numpy(tokenizer.token_bytes)
     device, parts = model.device, [np.zeros((5, 0))]
     for windows, x_BT, y_BT in _document_windows(tokenizer, texts, model.config.seq_len, batch_size):
@@ -152,6 +147,31 @@ def token_bits(model: GPT, tokenizer: Tokenizer, texts: Sequence[str], batch_siz
     table = dict(zip(("document", "place", "seen", "bytes", "bits"), np.concatenate(parts, axis=1), strict=True))
     whole = dict.fromkeys(("document", "place", "seen", "bytes"), int)
     return pd.DataFrame(table).astype(whole).sort_values(["document", "place"], ignore_index=True)
+
+
+def by_document(model: GPT, tokenizer: Tokenizer, documents: Sequence[Document], batch_size: int = 8) -> pd.DataFrame:
+    """Bits and bytes of each document, read alone from its BOS on, with its `name`, `source` and `kind`."""
+    import pandas as pd
+
+    tokens = token_bits(model, tokenizer, [document.text for document in documents], batch_size)
+    facts = pd.DataFrame([(some.name, some.source, some.kind) for some in documents],
+                         columns=["name", "source", "kind"])
+    return facts.join(tokens.groupby("document")[["bytes", "bits"]].sum(), how="inner")
+
+
+def by_group(documents: pd.DataFrame, column: str | Callable[[int], str]) -> pd.DataFrame:
+    """Bits per byte of each group of a table of `by_document`, with its 95 % interval over documents; largest first.
+
+    A group of one document has the interval of 0 to infinity.
+    """
+    import pandas as pd
+
+    rows = {}
+    for name, group in documents.groupby(column):
+        low, high = bootstrap(group.bits, group.bytes) if len(group) > 1 else (0, math.inf)
+        rows[name] = {"documents": len(group), "bytes": group.bytes.sum(),
+                      "bits_per_byte": group.bits.sum() / group.bytes.sum(), "low": low, "high": high}
+    return pd.DataFrame.from_dict(rows, orient="index").sort_values("bytes", ascending=False)
 
 
 def _document_windows(tokenizer: Tokenizer, texts: Sequence[str], seq_len: int,
@@ -200,25 +220,3 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
         raise ValueError(f"values={list(values)} have no spread: give two or more")
     low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
     return float(low), float(high)
-
-
-def xz_bits(texts: Iterable[str]) -> list[int]:
-    """Compressed size in bits of each document on its own, by `xz -9`.
-
-    >>> xz_bits(["a" * 1000]) < [8 * 1000]
-    True
-    """
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(_xz_bits, (text.encode() for text in texts)))
-
-
-def xz_stream_bits(texts: Iterable[str], training: Iterable[str] = ()) -> int:
-    """Compressed size in bits of all documents as one stream, by `xz -9` after it has read the `training` texts."""
-    before = "\n\n".join(training).encode()
-    with ThreadPoolExecutor() as pool:
-        whole, known = pool.map(_xz_bits, (before + "\n\n".join(texts).encode(), before))
-    return whole - (known if before else 0)
-
-
-def _xz_bits(data: bytes) -> int:
-    return 8 * len(lzma.compress(data, preset=9))

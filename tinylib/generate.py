@@ -23,9 +23,7 @@ def generate(model: GPT, tokenizer: Tokenizer, prompt: str = "", *, max_tokens: 
     A BOS token precedes the prompt.  `temperature` 0 is greedy decoding.  Ids of the model that the tokenizer lacks are
     never sampled.  Raises UserError if the model lacks ids of the tokenizer, and as `generate_ids` does.
     """
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise UserError(f"the tokenizer has {tokenizer.vocab_size} ids and the model {model.config.vocab_size}: use "
-                        "the tokenizer of the model's own run")
+    check_tokenizer(model, tokenizer)
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     ids = [tokenizer.bos, *tokenizer.encode(prompt)]
     for token in generate_ids(model, ids, max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=seed,
@@ -34,6 +32,13 @@ def generate(model: GPT, tokenizer: Tokenizer, prompt: str = "", *, max_tokens: 
             break
         yield decoder.decode(tokenizer.decode_bytes([token]))
     yield decoder.decode(b"", final=True)
+
+
+def check_tokenizer(model: GPT, tokenizer: Tokenizer) -> None:
+    """Raise UserError if `tokenizer` has ids that `model` lacks, so it is another model's."""
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(f"the tokenizer has {tokenizer.vocab_size} ids and the model {model.config.vocab_size}: use "
+                        "the tokenizer of the model's own run")
 
 
 @torch.no_grad()

@@ -1,27 +1,20 @@
-"""Verbs that train a model and use what was trained: train, eval, sample, tie, export."""
+"""Verbs that train a model and use what was trained: train, sample, tie, export."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import sys
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tinylib.checks import UserError
 from tinylib.cli import tables
 from tinylib.cli.verbs import Flags, Result, RunName, verb
 from tinylib.config import DeviceKind, TieMethod, TrainConfig
 from tinylib.launch import attach, write_slurm
-from tinylib.profiles import home
 from tinylib.rundir import Eval, RunDirectory, find_run, show_progress
 from tinylib.shards import Shards
 from tinylib.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from tinylib.model import GPT
-    from tinylib.tasks import Task
 
 
 @verb()
@@ -62,43 +55,6 @@ def _redirect(run: RunDirectory, rank: int) -> None:
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-
-
-@verb(name="eval")
-def evaluate(run: RunName, split: str = "val", max_tokens: int | None = None, batch_size: int = 8,
-             device: DeviceKind = "auto", core: Path | None = None, fetch: bool = False, pairs: Path | None = None,
-             suite: bool = False, max_per_task: int | None = None) -> Result:
-    """Bits per byte of a run's newest checkpoint; or CORE, minimal pairs, or tasks made of the validation text.
-
-    Args:
-        split: split of the shards that the run was trained on
-        max_tokens: most tokens to evaluate
-        batch_size: sequences at once
-        core: folder of CORE's tasks, an eval_bundle: score these
-        fetch: download that folder, and score it
-        pairs: folder of minimal pairs as BLiMP has them: score these
-        suite: make three tasks of the run's validation text, and score these
-        max_per_task: items of each task; None takes all, of a suite 200
-    """
-    from tinylib import tasks
-    from tinylib.evaluate import score, unused_probability
-
-    found = attach(run)
-    checkpoint, model = found.checkpoint(), found.model(device)
-    shards, tokenizer = Shards(found.read_config()["train"]["data"], split), Tokenizer.load(checkpoint / "tokenizer")
-    if core or fetch or pairs or suite:
-        bundle = tasks.fetch_bundle(core or home() / "data" / "eval_bundle") if fetch else core
-        chosen = {"core": bundle and tasks.core(bundle, max_per_task),
-                  "pairs": pairs and tasks.minimal_pairs(pairs, max_per_task),
-                  "suite": tasks.suite(shards.texts(), max_per_task or 200) if suite else None}
-        return _benchmarks(found, model, tokenizer, {name: some for name, some in chosen.items() if some})
-    shards.check_tokenizer(tokenizer.fingerprint, str(checkpoint / "tokenizer"))
-    scored = score(model, shards, max_tokens=max_tokens, batch_size=batch_size)
-    facts = {"run": found.path, "checkpoint": checkpoint.name, "split": split,
-             "bits_per_byte": scored.bits_per_byte, "tokens": scored.tokens}
-    if model.config.vocab_size > shards.vocab_size:
-        facts["unused_ids_probability"] = unused_probability(model, shards)
-    return Result(facts)
 
 
 @verb()
@@ -175,24 +131,6 @@ def export(run: RunName, out: Path) -> Result:
 
     checkpoint = find_run(run).checkpoint()
     return Result({"checkpoint": checkpoint, "out": export_transformers(checkpoint, out)})
-
-
-def _benchmarks(run: RunDirectory, model: GPT, tokenizer: Tokenizer, chosen: Mapping[str, Iterable[Task]]) -> Result:
-    """A table of tasks with chance and intervals, and the mean of each benchmark."""
-    from tinylib import tasks
-
-    facts, blocks = {}, []
-    for name, some in chosen.items():
-        table = tasks.evaluate(model, tokenizer, some)
-        if table.empty:
-            raise UserError(f"nothing of {name} could be scored: {table.attrs['skipped']}")
-        mean, low, high = tasks.mean_centered(table)
-        skipped = "".join(f"\nskipped {task}: {why}" for task, why in table.attrs["skipped"].items())
-        facts[name] = {"centered": mean, "low": low, "high": high, "skipped": table.attrs["skipped"],
-                       "tasks": table.reset_index(names="task").to_dict("records")}
-        blocks.append(f"{table.to_string(float_format='{:.3f}'.format)}{skipped}\n\n{name}: mean of centered accuracy "
-                      f"{mean:.4f}, 95 % interval {low:.4f} to {high:.4f}")
-    return Result({"run": run.path, "checkpoint": run.checkpoint().name} | facts, "\n\n".join(blocks))
 
 
 def _raise_if_taken(*runs: RunDirectory) -> None:

@@ -20,11 +20,11 @@ from tinylib.checks import UserError
 from tinylib.corpus.documents import Corpus, table
 from tinylib.corpus.hub import HUB, from_hub, is_hub_name
 from tinylib.corpus.installed_docs import BUILT_IN, PACKAGES, built_in
-from tinylib.corpus.reading import SUFFIXES, find, kind
-from tinylib.corpus.split import SPLITS, VALIDATION_SHARE, NamedSplit, in_validation, split_by_name
+from tinylib.corpus.reading import SUFFIXES, Document, find, kind
+from tinylib.corpus.split import SPLITS, VALIDATION_SHARE, NamedSplit, Split, in_validation, split_by_name
 
-__all__ = ["BUILT_IN", "HUB", "PACKAGES", "SPLITS", "VALIDATION_SHARE", "Corpus", "fetch", "in_validation", "load",
-           "split_by_name", "table"]
+__all__ = ["BUILT_IN", "HUB", "PACKAGES", "SPLITS", "VALIDATION_SHARE", "Corpus", "Document", "Split", "fetch",
+           "in_validation", "load", "split_by_name", "table"]
 
 
 def load(name: str | os.PathLike[str], *, shards: int | None = None, column: str | None = None) -> Corpus:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -24,6 +25,27 @@ class Document:
 
     name: str
     text: str
+    origin: str = ""
+    """The field or column `source` of its line or row, if any."""
+
+    @property
+    def source(self) -> str:
+        """Where it is from: its origin, else its package or file.
+
+        >>> Document("json.decoder", "…").source, Document("wiki.jsonl:17", "…").source
+        ('json', 'wiki')
+        """
+        return self.origin or re.split(r"[.:]", self.name)[0]
+
+    @property
+    def kind(self) -> str:
+        """Kind of text, by the share of letters, spaces and .,;' in it: prose from 96 %, code below 90 %, else mixed.
+
+        >>> Document("a", "A sentence, and another.").kind, Document("b", "f(x) = 2 * (x + 1)").kind
+        ('prose', 'code')
+        """
+        share = sum(character.isalpha() or character in " \n.,;'" for character in self.text) / max(1, len(self.text))
+        return "prose" if share >= 0.96 else "mixed" if share >= 0.9 else "code"
 
 
 def kind(file: PurePath) -> str | None:
@@ -95,12 +117,13 @@ def _read_parquet(path: Path, column: str) -> Iterator[Document]:
         if column not in texts:
             there = ", ".join(f"{field.name} ({field.type})" for field in file.schema_arrow)
             raise UserError(f"column={column!r} of {path} is no column of text: its columns are {there}")
-        columns = [column, "name"] if "name" in texts - {column} else [column]
+        columns = [column, *sorted(texts & {"name", "source"} - {column})]
         row = 0
         for batch in file.iter_batches(batch_size=_ROWS, columns=columns):
-            for text, *name in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
+            for record in batch.to_pylist():
                 row += 1
-                yield Document(next(filter(None, name), f"{path.name}:{row}"), text or "")
+                yield Document(record.get("name") or f"{path.name}:{row}", record[column] or "",
+                               record.get("source") or "")
 
 
 def _is_text(type: Any) -> bool:
@@ -126,7 +149,8 @@ def _read_jsonl(path: Path, column: str) -> Iterator[Document]:
         text = record[column]
         if not isinstance(text, str | None):
             raise UserError(f"line {number} of {path} has no text in {column!r} but {text!r:.60}")
-        yield Document(f"{path.name}:{number}", plain(text or ""))
+        source = record.get("source")
+        yield Document(f"{path.name}:{number}", plain(text or ""), source if isinstance(source, str) else "")
 
 
 def _read_txt(path: Path, _column: str) -> Iterator[Document]:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tinylib.generate import check_tokenizer
 from tinylib.model import GPT, KVCache
 from tinylib.tasks.questions import Question, Task, TooLong, common_prefix
 from tinylib.tokenizer import Tokenizer
@@ -36,6 +37,7 @@ def evaluate(model: GPT, tokenizer: Tokenizer, tasks: Iterable[Task]) -> pd.Data
     import pandas as pd
     from scipy.stats import binomtest
 
+    check_tokenizer(model, tokenizer)
     rows, items, skipped = {}, {}, {}
     for task in tasks:
         if len(task.items) <= task.shots:
