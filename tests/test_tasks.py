@@ -243,6 +243,9 @@ def test_tasks_of_a_bundle(bundle, tokenizer) -> None:
 @pytest.mark.parametrize("line, message", [
     ("{", "line 2 of .* is no item"), ("[1]", "line 2 of .* is no item"),
     ('{"query": "a", "gold": 0}', "line 2 of .* lacks choices"),
+    ('{"query": null, "choices": ["b"], "gold": 0}', "line 2 of .* has query=None, not a str"),
+    ('{"query": "a", "choices": ["b", 3], "gold": 0}', "line 2 of .* has choices=.'b', 3., not a list of strings"),
+    ('{"query": "a", "choices": ["b"], "gold": -1}', "line 2 of .* lacks a choice number -1"),
     ('{"query": "a", "choices": ["b"], "gold": 1}', "line 2 of .* lacks a choice number 1")])
 def test_a_bad_line_is_named(tmp_path, line, message) -> None:
     file = tmp_path / "task.jsonl"

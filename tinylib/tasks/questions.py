@@ -28,8 +28,11 @@ from tinylib.tokenizer import Tokenizer
 
 BUNDLE = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
 Kind = Literal["multiple_choice", "schema", "language_modeling", "pairs"]
-_FIELDS = {"multiple_choice": ("query", "choices", "gold"), "schema": ("context_options", "continuation", "gold"),
-           "language_modeling": ("context", "continuation"), "pairs": ("sentence_good", "sentence_bad")}
+_FIELDS: dict[str, dict[str, type]] = {
+    "multiple_choice": {"query": str, "choices": list, "gold": int},
+    "schema": {"context_options": list, "continuation": str, "gold": int},
+    "language_modeling": {"context": str, "continuation": str},
+    "pairs": {"sentence_good": str, "sentence_bad": str}}
 
 
 class TooLong(UserError):
@@ -179,13 +182,23 @@ def read_items(file: Path, kind: Kind) -> list[dict[str, Any]]:
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             item = dict(json.loads(line))
-            missing = [name for name in _FIELDS[kind] if name not in item]
-            choices = item.get("choices", item.get("context_options"))
-            if "gold" in _FIELDS[kind] and not missing and not 0 <= item["gold"] < len(choices):
-                missing = [f"a choice number {item['gold']}"]
         except (ValueError, TypeError) as error:
             raise UserError(f"line {number} of {file} is no item ({error}): restore the file") from None
-        if missing:
-            raise UserError(f"line {number} of {file} lacks {', '.join(missing)}: restore the file")
+        if wrong := _wrong(item, _FIELDS[kind]):
+            raise UserError(f"line {number} of {file} {wrong}: restore the file")
         items.append(item)
     return items
+
+
+def _wrong(item: dict[str, Any], fields: dict[str, type]) -> str | None:
+    """What makes `item` no item of these fields; None if it is one."""
+    for name, kind in fields.items():
+        if name not in item:
+            return f"lacks {name}"
+        value = item[name]
+        if not isinstance(value, kind) or (kind is list and not all(isinstance(choice, str) for choice in value)):
+            return f"has {name}={value!r:.60}, not a {'list of strings' if kind is list else kind.__name__}"
+    choices = item.get("choices" if "choices" in fields else "context_options", [])
+    if "gold" in fields and not 0 <= item["gold"] < len(choices):
+        return f"lacks a choice number {item['gold']}"
+    return None
