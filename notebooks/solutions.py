@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tinylib import sizing
 from tinylib.config import GPTConfig
 from tinylib.evaluate import t_interval
-from tinylib.tokenizer import Tokenizer
+from tinylib.ngram import KneserNey
 
 SOLUTIONS: dict[str, Any] = {}
 """Exercise name -> its solution; each notebook's section adds its own."""
@@ -125,28 +127,72 @@ SOLUTIONS["04.3"] = rows_of
 # Notebook 05: evaluation
 
 
-def bits_per_byte(loss: float, tokens: int, size: int) -> float:
-    """All nats of the text, in bits, shared out over its bytes."""
-    return loss * tokens / math.log(2) / size
+def paired_interval(ours: np.ndarray, theirs: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
+    """Draw documents with replacement, both models' bits of the same ones; the middle 95 % of the differences."""
+    drawn = np.random.default_rng(0).integers(len(sizes), size=(2000, len(sizes)))
+    differences = (ours - theirs)[drawn].sum(1) / sizes[drawn].sum(1)
+    low, high = np.quantile(differences, [0.025, 0.975])
+    return float(low), float(high)
 
 
-def chances(logits: list[float], temperature: float) -> list[float]:
-    """Softmax of the logits over the temperature, less the largest, so that no exponential overflows."""
-    largest = max(logits)
-    if temperature == 0:
-        return [float(place == logits.index(largest)) for place in range(len(logits))]
-    weights = [math.exp((logit - largest) / temperature) for logit in logits]
-    return [weight / sum(weights) for weight in weights]
+def bigram_bits(training: list[int], text: list[int], vocab_size: int) -> list[float]:
+    """Kneser–Ney of order 2: pairs by occurrence; single tokens by the number of different tokens before them."""
+    pairs = Counter(pairwise(training))
+    before = Counter(token for _, token in pairs)
+    after = Counter(first for first, _ in pairs)
+    total: Counter[int] = Counter()
+    for (first, _), count in pairs.items():
+        total[first] += count
+
+    def discount(counts: Counter[Any]) -> float:
+        once, twice = (max(1, list(counts.values()).count(number)) for number in (1, 2))
+        return once / (once + 2 * twice)
+
+    d_pair, d_single, bits = discount(pairs), discount(before), []
+    for first, token in pairwise(text):
+        p = (max(before[token] - d_single, 0) + d_single * len(before) / vocab_size) / before.total()
+        if total[first]:
+            p = (max(pairs[first, token] - d_pair, 0) + d_pair * after[first] * p) / total[first]
+        bits.append(-math.log2(p))
+    return bits
 
 
-def uniform_bits_per_byte(tokenizer: Tokenizer, text: str) -> float:
-    """log2 V for each token; bytes are counted in UTF-8."""
-    return len(tokenizer.encode(text)) * math.log2(tokenizer.vocab_size) / len(text.encode())
+def nucleus(probabilities: list[float], p: float) -> list[float]:
+    """The likeliest tokens until their sum reaches p; rounding must not ask for one more."""
+    kept, total = [0.0] * len(probabilities), 0.0
+    for place in sorted(range(len(probabilities)), key=lambda place: -probabilities[place]):
+        if total >= p - 1e-9:
+            break
+        kept[place] = probabilities[place]
+        total += probabilities[place]
+    return [value / total for value in kept]
 
 
-SOLUTIONS["05.1"] = bits_per_byte
-SOLUTIONS["05.2"] = chances
-SOLUTIONS["05.3"] = uniform_bits_per_byte
+def decode(project: Callable[[Tensor], tuple[Tensor, ...]],
+           stream: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Keys and values of the tokens so far stay; only the query is new."""
+    keys, values = [], []
+    for x_D in stream:
+        q_D, k_D, v_D = project(x_D)
+        keys.append(k_D)
+        values.append(v_D)
+        weights_S = (torch.stack(keys) @ q_D / math.sqrt(len(q_D))).softmax(0)
+        yield weights_S @ torch.stack(values)
+
+
+def counting_curve(training: np.ndarray, text: np.ndarray, vocab_size: int, sizes: Sequence[int]) -> list[float]:
+    """Bits per token after reading more and more of the training text.
+
+    Conclusion for the course's corpus: CONCLUSION
+    """
+    return [float(KneserNey(training[:size], vocab_size).bits(text).mean()) for size in sizes]
+
+
+SOLUTIONS["05.1"] = paired_interval
+SOLUTIONS["05.2"] = bigram_bits
+SOLUTIONS["05.3"] = nucleus
+SOLUTIONS["05.4"] = decode
+SOLUTIONS["05.5"] = counting_curve
 
 # Notebook 06: weight tying
 

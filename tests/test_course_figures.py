@@ -103,25 +103,60 @@ def test_attention_has_a_map_for_each_head():
     assert figure._repr_png_().startswith(b"\x89PNG")
 
 
-def test_the_figures_of_evaluation_draw_what_they_are_given():
-    evaluations = pd.Series({0: 3.5, 10: 2.0})
-    opponents = {"xz": 2.7, "counts": 2.69}
-    axes = figures.bpb_vs_compressors(evaluations, (2.1, 1.9, 2.4), opponents, "how it was made").axes[0]
-    assert list(axes.lines[0].get_ydata()) == [3.5, 2.0] and words(axes.figure) == {"2.70 xz", "2.69 counts"}
-    upper, lower = (text.xy[1] for text in axes.texts)
-    assert upper == 2.7 and lower <= 2.7 - 0.05 * 3.5    # labels of lines that are close do not overlap
-    [[bottom, top]] = [segment[:, 1] for segment in axes.collections[0].get_segments()]
-    assert (bottom, top) == pytest.approx((1.9, 2.4))
+def test_the_figures_of_baselines_and_documents_draw_what_they_are_given():
+    table = pd.DataFrame({"bits_per_byte": [1.5, 2.5], "difference": [0.1, -0.9], "low": [-0.1, -1.2],
+                          "high": [0.2, -0.7]}, index=["5-gram", "xz"])
+    left, right = figures.bpb_vs_baselines(1.6, table, "how it was made").axes
+    assert [bar.get_width() for bar in left.patches] == [2.5, 1.5] and list(left.lines[0].get_xdata()) == [1.6, 1.6]
+    assert [label.get_text() for label in left.get_yticklabels()] == ["xz", "5-gram"]
+    assert list(right.lines[0].get_xdata()) == [-0.9, 0.1]
+    bars = [segment[:, 0].tolist() for segment in right.collections[0].get_segments()]
+    assert np.allclose(bars, [[-1.2, -0.7], [-0.1, 0.2]])
 
-    table = pd.DataFrame({"bytes": [100, 400, 900], "model": [1.0, 2.0, 3.0], "xz": [2.0, 1.5, 4.0]})
-    wins, losses = figures.document_scatter(table).axes[0].collections
+    table = pd.DataFrame({"bytes": [100, 400, 900], "model": [1.0, 2.0, 3.0], "other": [2.0, 1.5, 4.0]})
+    wins, losses = figures.document_scatter(table, "xz").axes[0].collections
     assert wins.get_offsets().tolist() == [[2, 1], [4, 3]] and losses.get_offsets().tolist() == [[1.5, 2]]
     assert list(wins.get_sizes()) == [20, 60]
 
-    kinds = pd.DataFrame({"model": [1.0, 2.0], "xz": [3.0, 4.0]}, index=["ast", "json"])
-    left, right = figures.where_bits_go(pd.Series({1: 5.0, 2: 4.0}), kinds).axes
+
+def test_text_is_wrapped_and_colored_by_its_bits():
+    figure = figures.text_by_surprise(["ab", "cd\n", "$e", "\nf"], [0, 12, 20, 6], columns=5)
+    axes = figure.axes[0]
+    placed = [(text.get_text(), text.get_position()) for text in axes.texts]
+    assert placed == [("ab", (0, 0)), ("cd↵", (2, 0)), (r"\$e", (0, 1)), ("↵", (2, 1)), ("f", (0, 2))]
+    red = [bar.get_facecolor()[2] for bar in axes.patches]    # less blue is a darker orange
+    assert red[0] > red[3] == red[4] > red[1] == red[2]
+    narrow = figures.text_by_surprise(["abc", "def"], [1, 1], columns=5).axes[0]
+    assert [text.get_position() for text in narrow.texts] == [(0, 0), (0, 1)]
+
+
+def test_the_figures_of_cuts_and_costs_draw_what_they_are_given():
+    costs = pd.DataFrame({"model": [1.0, 2.0], "5-gram": [3.0, 4.0]}, index=["ast", "json"])
+    left, middle, right = figures.where_bits_go(pd.Series({1: 5.0, 2: 4.0}), costs.set_index(pd.Index([0, 1000])),
+                                                costs).axes
     assert list(left.lines[0].get_ydata()) == [5, 4]
-    assert [bar.get_width() for bar in right.patches] == [1, 2, 3, 4]
+    for axes in (middle, right):
+        assert [bar.get_width() for bar in axes.patches] == [1, 2, 3, 4]
+    assert [label.get_text() for label in middle.get_yticklabels()] == ["0", "1,000"]
+
+    gap = pd.DataFrame({"bits_per_byte": [1.4, 1.5], "low": [1.3, 1.4], "high": [1.6, 1.7]}, index=[0, 40])
+    upper, lower = figures.read_and_unread(gap, pd.Series({0: 1.0, 40: 0.5})).axes
+    assert [list(line.get_xdata()) for line in upper.lines if line.get_marker() == "o"] == [[0], [40]]
+    assert list(lower.lines[0].get_ydata()) == [1.0, 0.5]
+
+    times = pd.DataFrame({"whole": [1.0, 3.0], "cached": [1.0, 1.1]}, index=[8, 16])
+    axes, = figures.decoding_time(times).axes
+    assert [list(line.get_ydata()) for line in axes.lines] == [[1.0, 3.0], [1.0, 1.1]]
+
+
+def test_accuracy_is_filled_where_its_interval_excludes_chance():
+    table = pd.DataFrame({"accuracy": [0.9, 0.5, 0.1], "low": [0.8, 0.4, 0.0], "high": [1.0, 0.6, 0.2],
+                          "chance": [0.5, 0.5, 0.5]}, index=["sure", "even", "reverse"])
+    axes, = figures.accuracy_and_chance({"BLiMP": table}, "how").axes
+    filled, empty, chance = axes.lines
+    assert list(filled.get_xdata()) == [0.9, 0.1] and list(empty.get_xdata()) == [0.5]
+    assert list(chance.get_xdata()) == [0.5] * 3
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["sure", "even", "reverse"]
 
 
 def test_the_figures_of_tying_draw_what_they_are_given():

@@ -10,12 +10,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from tinylib.config import PRESETS, GPTConfig
 from tinylib.course import check, exercises
+from tinylib.evaluate import bootstrap
+from tinylib.ngram import KneserNey
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
@@ -66,14 +69,22 @@ WRONG: dict[str, list[tuple[Any, str]]] = {
     "04.3": [(lambda rank, world, step, batch: range(rank * batch, (rank + 1) * batch), "must take each of the rows"),
              (lambda rank, world, step, batch: range(batch), "must take each of the rows"),
              (lambda rank, world, step, batch: range(rank, rank + 1), "each rank takes")],
-    "05.1": [(lambda loss, tokens, size: loss * tokens / size, "nats per byte"),
-             (lambda loss, tokens, size: loss / math.log(2), "bits per token"),
-             (lambda loss, tokens, size: loss * size / tokens / math.log(2), "bits per byte, not")],
-    "05.2": [(lambda logits, temperature: logits, "add up to 1"),
-             (lambda logits, temperature: torch.tensor(logits).softmax(0).tolist(), "divide the logits"),
-             (lambda logits, temperature: [math.exp(logit / temperature) for logit in logits], "add up to 1")],
-    "05.3": [(lambda tokenizer, text: len(tokenizer.encode(text)) * math.log2(tokenizer.vocab_size) / len(text),
-              "bits per character"), (lambda tokenizer, text: math.log2(tokenizer.vocab_size), "bits per byte")],
+    "05.1": [(lambda ours, theirs, sizes: bootstrap(ours, sizes), "Drawn together"),
+             (lambda ours, theirs, sizes: bootstrap(theirs - ours, sizes), "ours less theirs"),
+             (lambda ours, theirs, sizes: (0.1, 0.1), "ends where it begins")],
+    "05.2": [(lambda training, text, vocab: KneserNey(np.array(training), vocab, 3).bits(np.array(text)),
+              "should cost"),
+             (lambda training, text, vocab: np.multiply(math.log(2), SOLUTIONS["05.2"](training, text, vocab)), "log2"),
+             (lambda training, text, vocab: [math.inf] * (len(text) - 1), "has a probability too"),
+             (lambda training, text, vocab: [1.0] * len(text), "predictions")],
+    "05.3": [(lambda chances, p: [chance if chance >= 1 - p else 0 for chance in chances], "must add up to 1"),
+             (lambda chances, p: [chance / sum(chances) for chance in chances], "belongs to the set"),
+             (lambda chances, p: [max(chances)], "0 for those")],
+    "05.4": [(lambda project, stream: [v for _, _, v in map(project, stream)], "the output of token 1"),
+             (lambda project, stream: [project(x)[2] for x in stream for _ in range(2)], "yield one for each"),
+             (lambda project, stream: [project(x)[2] + project(x)[2] for x in stream], "call it once for each")],
+    "05.5": [(lambda training, text, vocab, sizes: [KneserNey(training, vocab).bits(text).mean() for _ in sizes],
+              "count the first tokens"), (lambda training, text, vocab, sizes: [1.0], "one number for each")],
     "06.1": [(lambda dim, logit: logit / dim ** 0.5, "add up to about D"), (lambda dim, logit: 0.02, "own logit")],
     "06.2": [(lambda config: config.vocab_size * config.dim, "4 bytes"),
              (lambda config: 4 * config.vocab_size * config.dim, "two more")],

@@ -186,8 +186,18 @@ def test_notebooks_are_python_and_begin_with_a_title(notebook):
     cells = notebook[0]["cells"]
     assert notebook[0]["metadata"]["kernelspec"]["name"] == "python3"
     assert cells[0]["cell_type"] == "markdown" and "".join(cells[0]["source"]).startswith("# ")
-    assert len(cells) - len(code_cells(notebook[0])) >= len(code_cells(notebook[0])), "more code than words"
+    shown = [cell for cell in code_cells(notebook[0]) if "hide-input" not in cell["metadata"].get("tags", [])]
+    assert len(cells) - len(code_cells(notebook[0])) >= len(shown), "more code than words"
     assert len({cell["id"] for cell in cells}) == len(cells)
+
+
+def test_bold_numbers_stand_in_an_output_above(notebook):
+    outputs = ""
+    for cell in notebook[0]["cells"]:
+        for number in re.findall(r"\*\*([+−-]?\d[\d,.]*?)(?: ?%)?\*\*", "".join(cell["source"])):
+            shown = number.replace("−", "-").lstrip("+")
+            assert re.search(rf"(?<![\d.,]){re.escape(shown)}(?![\d]|[.,]\d)", outputs), f"{cell['id']}: {number}"
+        outputs += "".join(text for _, text in outputs_of(cell))
 
 
 def test_notebooks_have_no_magic_no_path_and_no_install(notebook):

@@ -73,8 +73,8 @@ class Task:
         Raises TooLong where the scored part alone is longer than that.
         """
         item = self.items[index]
-        if self.kind == "pairs":
-            prompts = [item["sentence_good"], item["sentence_bad"]]
+        if self.kind == "pairs":    # a tie counts for the first, so that it must be the good one half of the time
+            prompts = [item["sentence_good"], item["sentence_bad"]][::-1 if index % 2 else 1]
             return self._cropped(index, [[tokenizer.bos, *tokenizer.encode(text)] for text in prompts], [1, 1], seq_len)
         examples = "".join(f"{''.join(_parts(self.kind, example, self.delimiter))}\n\n"
                            for example in self._examples(index))
@@ -105,7 +105,7 @@ class Task:
         crops = [max(0, len(some) - seq_len) for some in ids]
         if any(start <= crop for start, crop in zip(starts, crops, strict=True)):
             raise TooLong(f"item {index} of {self.name}: its scored part does not fit a context of {seq_len} tokens")
-        gold = {"language_modeling": None, "pairs": 0}.get(self.kind, self.items[index].get("gold"))
+        gold = {"language_modeling": None, "pairs": index % 2}.get(self.kind, self.items[index].get("gold"))
         return Question([some[crop:] for some, crop in zip(ids, crops, strict=True)],
                         [start - crop for start, crop in zip(starts, crops, strict=True)], gold, self.kind == "pairs")
 

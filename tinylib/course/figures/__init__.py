@@ -5,13 +5,22 @@ Figures of a reader's own configurations, runs and tables are in `tinylib.plots`
 
 from tinylib.course.figures.architecture import iso_flop, time_against_mfu, vocabulary_share
 from tinylib.course.figures.distributed import rank_rows
-from tinylib.course.figures.evaluation import bpb_vs_compressors, document_scatter, where_bits_go
+from tinylib.course.figures.evaluation import (
+    accuracy_and_chance,
+    bpb_vs_baselines,
+    decoding_time,
+    document_scatter,
+    read_and_unread,
+    text_by_surprise,
+    where_bits_go,
+)
 from tinylib.course.figures.model import attention, distance_only, gradients, losses_by_step, singular_values, softcap
 from tinylib.course.figures.tokenizer import compression_curve, cost_of_text, price_by_kind, token_lengths
 from tinylib.course.figures.tying import rate_curves, tied_start
 
 __all__ = [
-    "attention", "bpb_vs_compressors", "compression_curve", "cost_of_text", "distance_only", "document_scatter",
-    "gradients", "iso_flop", "losses_by_step", "price_by_kind", "rank_rows", "rate_curves", "singular_values",
-    "softcap", "tied_start", "time_against_mfu", "token_lengths", "vocabulary_share", "where_bits_go",
+    "accuracy_and_chance", "attention", "bpb_vs_baselines", "compression_curve", "cost_of_text", "decoding_time",
+    "distance_only", "document_scatter", "gradients", "iso_flop", "losses_by_step", "price_by_kind", "rank_rows",
+    "rate_curves", "read_and_unread", "singular_values", "softcap", "text_by_surprise", "tied_start",
+    "time_against_mfu", "token_lengths", "vocabulary_share", "where_bits_go",
 ]

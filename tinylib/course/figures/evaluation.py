@@ -1,65 +1,93 @@
-"""Figures of notebook 05: bits per byte against compressors, by document, by position and by kind."""
+"""Figures of notebook 05: baselines, text by surprise, where the bits go, train and validation, tasks, decoding."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import matplotlib
 import numpy as np
 
 from tinylib.plots.style import PALETTE, Figure, canvas, footnote, style
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
 
 @style()
-def bpb_vs_compressors(evaluations: pd.Series, final: tuple[float, float, float], opponents: Mapping[str, float],
-                       note: str = "") -> Figure:
-    """Bits per byte of a run by step, with those of its opponents as dashed lines.
+def bpb_vs_baselines(bits_per_byte: float, table: pd.DataFrame, note: str = "") -> Figure:
+    """Bits per byte of baselines beside the model's (left), and the paired differences with their intervals (right).
 
-    `final` is the model on the text that they were given, with low and high of its confidence interval; `note` goes
-    below.
+    `table` is that of `opponents.against`; `note` goes below.
     """
-    figure, axes = canvas(height_in=3.6)
-    last, (value, low, high) = evaluations.index[-1], final
-    axes.plot(evaluations.index, evaluations, "o-", color=PALETTE["blue"], markersize=4, label="the model, in training")
-    axes.errorbar([1.04 * last], [value], [[value - low], [high - value]], fmt="D", color=PALETTE["red"], capsize=4,
-                  markersize=6, label=f"the model, on the opponents' text: {value:.2f}")
-    place, apart = math.inf, 0.055 * max(*evaluations, *opponents.values())    # a line of text
-    for name, line in sorted(opponents.items(), key=lambda pair: -pair[1]):
-        place = min(line, place - apart)
-        axes.axhline(line, color=PALETTE["black"], linewidth=1.2, linestyle="--")
-        axes.annotate(f"{line:.2f} {name}", (1, place), xycoords=("axes fraction", "data"), xytext=(5, 0),
-                      textcoords="offset points", va="center", fontsize=8)
-    axes.set(ylim=(0, None), xlim=(-0.02 * last, 1.15 * last), xlabel="optimizer steps", ylabel="bits per byte")
-    axes.set_title("Held-out bits per byte: the model and its opponents")
-    axes.legend(loc="lower left")
+    figure, (left, right) = canvas(columns=2, height_in=3.4, width_in=8.4, sharey=True)
+    table = table.sort_values("bits_per_byte", ascending=False)
+    place = np.arange(len(table))
+    left.barh(place, table["bits_per_byte"], color=PALETTE["grey"], height=0.6)
+    for at, value in zip(place, table["bits_per_byte"], strict=True):
+        left.text(value, at, f" {value:.3f}", va="center", fontsize=8)
+    left.axvline(bits_per_byte, color=PALETTE["blue"], label=f"the model: {bits_per_byte:.3f}")
+    left.set_yticks(place, table.index)
+    left.set(xlabel="bits per byte", xlim=(0, 1.15 * table["bits_per_byte"].max()))
+    left.grid(axis="y", visible=False)
+    left.set_title("Baselines")
+    _intervals(right, place, table["difference"], table["low"], table["high"])
+    right.axvline(0, color=PALETTE["black"], linewidth=1)
+    right.set(xlabel="model less baseline, bits per byte")
+    right.set_title("Paired difference, 95 %")
+    right.invert_yaxis()
+    figure.legend(loc="outside lower right")
     footnote(figure, note)
     return figure
 
 
-@style()
-def document_scatter(table: pd.DataFrame) -> Figure:
-    """Bits per byte of each document, the model's against those of `xz`; larger documents are larger points.
+def _intervals(axes: Axes, place: np.ndarray, value: pd.Series, low: pd.Series, high: pd.Series,
+               label: str = "") -> None:
+    axes.errorbar(value, place, xerr=[value - low, high - value], fmt="o", color=PALETTE["blue"], capsize=3,
+                  markersize=4, label=label or None)
 
-    `table` has the columns `bytes`, `model` and `xz`, the last two in bits per byte.
+
+@style()
+def text_by_surprise(pieces: Sequence[str], bits: Sequence[float], columns: int = 88) -> Figure:
+    """Text with each token's background colored by its bits: white is sure, dark a surprise; wrapped at `columns`."""
+    most, rows, row, column = 12, [], 0, 0
+    for piece, price in zip(pieces, bits, strict=True):
+        for part in piece.replace("\t", "    ").splitlines(keepends=True):
+            shown = part.replace("\n", "↵")
+            if column + len(shown) > columns:
+                row, column = row + 1, 0
+            rows.append((row, column, shown, price))
+            row, column = (row + 1, 0) if part.endswith("\n") else (row, column + len(shown))
+    figure, axes = canvas(height_in=0.55 + 0.175 * (row + 1), width_in=8.4)
+    colours = matplotlib.colormaps["Oranges"]
+    for at, start, shown, price in rows:
+        axes.barh(at, len(shown), left=start, height=1, color=colours(min(1, price / most) * 0.85))
+        axes.text(start, at, shown.replace("$", r"\$"), family="monospace", fontsize=7.6, va="center")
+    axes.set(xlim=(0, columns), ylim=(row + 0.5, -0.5))
+    axes.set_axis_off()
+    scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, most), matplotlib.colors.ListedColormap(
+        colours(np.linspace(0, 0.85, 64))))
+    figure.colorbar(scale, ax=axes, location="bottom", shrink=0.4, aspect=40, pad=0.01,
+                    label=f"bits of the token ({most} or more is darkest)")
+    return figure
+
+
+@style()
+def document_scatter(table: pd.DataFrame, other: str) -> Figure:
+    """Bits per byte of each document, the model's against those of `other`; larger documents are larger points.
+
+    `table` has the columns `bytes`, `model` and `other`, the last two in bits per byte.
     """
     figure, axes = canvas(height_in=3.8)
-    wins = table["model"] < table["xz"]
-    for chosen, colour, label in ((wins, "blue", "model needs fewer bits"), (~wins, "red", "xz needs fewer bits")):
+    wins = table["model"] < table["other"]
+    for chosen, colour, label in ((wins, "blue", "model needs fewer bits"), (~wins, "red", f"{other} needs fewer")):
         part = table[chosen]
-        axes.scatter(part["xz"], part["model"], s=2 * np.sqrt(part["bytes"]), color=PALETTE[colour], alpha=0.55,
+        axes.scatter(part["other"], part["model"], s=2 * np.sqrt(part["bytes"]), color=PALETTE[colour], alpha=0.55,
                      linewidth=0, label=f"{label}: {len(part)}")
-    ends = [0.9 * table[["model", "xz"]].min().min(), 1.15 * table[["model", "xz"]].max().max()]
+    ends = [0.9 * table[["model", "other"]].min().min(), 1.1 * table[["model", "other"]].max().max()]
     axes.plot(ends, ends, color=PALETTE["black"], linewidth=1, linestyle="--", label="equal")
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log", base=2)
-    axes.set(xlim=ends, ylim=(ends[0], 1.3 * table["model"].max()), xlabel="xz -9, bits per byte",
-             ylabel="the model, bits per byte")
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set(xlim=ends, ylim=ends, xlabel=f"{other}, bits per byte", ylabel="the model, bits per byte")
     axes.set_title("Bits per byte of each document")
     legend = figure.legend(loc="outside lower center", ncols=3)
     for handle in legend.legend_handles[:2]:
@@ -68,25 +96,96 @@ def document_scatter(table: pd.DataFrame) -> Figure:
 
 
 @style()
-def where_bits_go(by_seen: pd.Series, by_kind: pd.DataFrame) -> Figure:
-    """Bits per byte by number of preceding tokens (left), and by kind of document beside `xz` (right).
+def where_bits_go(by_seen: pd.Series, by_count: pd.DataFrame, by_source: pd.DataFrame) -> Figure:
+    """Bits per byte by number of preceding tokens, by how often the token was in training, and by source.
 
-    `by_seen` is indexed by the largest number of tokens of each bin, `by_kind` has the columns `model` and `xz`.
+    `by_seen` is indexed by the largest number of tokens of each bin, `by_count` by the smallest; `by_count` and
+    `by_source` have the columns `model` and `5-gram`.
     """
-    figure, (left, right) = canvas(columns=2, height_in=3.6)
+    figure, (left, middle, right) = canvas(columns=3, height_in=3.4, width_in=10.0)
     left.plot(by_seen.index, by_seen, "o-", color=PALETTE["blue"])
     left.set_xscale("log", base=2)
     left.set_xticks(by_seen.index[::2], [f"{seen:,}" for seen in by_seen.index[::2]])
     left.minorticks_off()
     left.set(ylim=(0, 1.1 * by_seen.max()), xlabel="preceding tokens in the window, up to", ylabel="bits per byte")
     left.set_title("By position")
-    place = np.arange(len(by_kind))
-    right.barh(place - 0.2, by_kind["model"], height=0.4, color=PALETTE["blue"], label="the model")
-    right.barh(place + 0.2, by_kind["xz"], height=0.4, color=PALETTE["grey"], label="xz -9, each document")
-    right.set_yticks(place, by_kind.index, fontsize=8)
-    right.invert_yaxis()
-    right.grid(axis="y", visible=False)
-    right.set_xlabel("bits per byte")
-    right.set_title("By kind")
-    figure.legend(loc="outside lower right", ncols=2)
+    for axes, table, label in ((middle, by_count, "uses of the token in training, from"), (right, by_source, "")):
+        place = np.arange(len(table))
+        axes.barh(place - 0.2, table["model"], height=0.4, color=PALETTE["blue"], label="the model")
+        axes.barh(place + 0.2, table["5-gram"], height=0.4, color=PALETTE["grey"], label="5-gram")
+        axes.set_yticks(place, [f"{name:,}" if isinstance(name, int) else name for name in table.index], fontsize=8)
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.set(xlabel="bits per byte", ylabel=label)
+    middle.set_title("By frequency")
+    right.set_title("By source")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=2)
+    return figure
+
+
+@style()
+def read_and_unread(table: pd.DataFrame, lr: pd.Series) -> Figure:
+    """Bits per byte of training windows by the step that reads them, above the learning rate of each step.
+
+    `table` is indexed by the first step of each group of batches, with columns `bits_per_byte`, `low` and `high`; steps
+    after the last of `lr` were never made.
+    """
+    figure, (upper, lower) = canvas(rows=2, height_in=3.8, sharex=True, height_ratios=[3, 1])
+    read = table.index < lr.index[-1]
+    for chosen, colour, label in ((read, "blue", "read once in training"), (~read, "orange", "not read")):
+        part = table[chosen]
+        upper.errorbar(part.index, part["bits_per_byte"], [part["bits_per_byte"] - part["low"],
+                       part["high"] - part["bits_per_byte"]], fmt="o", color=PALETTE[colour], capsize=3, label=label)
+    lower.plot(lr.index, lr, color=PALETTE["grey"])
+    for axes in (upper, lower):
+        axes.axvline(lr.index[-1], color=PALETTE["black"], linewidth=1, linestyle="--")
+    upper.set(ylabel="bits per byte")
+    lower.set(xlabel="optimizer step that reads the windows (dashed: the last one made)", ylabel="rate",
+              ylim=(0, 1.1 * lr.max()))
+    upper.set_title("The trained model on windows of the training documents")
+    upper.legend(loc="lower left")
+    return figure
+
+
+@style()
+def accuracy_and_chance(tables: Mapping[str, pd.DataFrame], note: str = "") -> Figure:
+    """Accuracy on tasks with 95 % intervals and chance, one panel per entry of `tables`, sorted by distance to chance.
+
+    Each table has the columns `accuracy`, `low`, `high` and `chance`.  Filled: the interval excludes chance.
+    """
+    longest = max(map(len, tables.values()))
+    figure, panels = canvas(columns=len(tables), height_in=1.3 + 0.145 * longest, width_in=4.6 * len(tables),
+                            squeeze=False)
+    for axes, (name, table) in zip(panels[0], tables.items(), strict=True):
+        table = table.assign(apart=table["accuracy"] - table["chance"]).sort_values("apart", ascending=False)
+        place = np.arange(len(table))
+        axes.hlines(place, table["low"], table["high"], color=PALETTE["blue"], linewidth=1)
+        clear = (table["low"] > table["chance"]) | (table["high"] < table["chance"])
+        for chosen, fill, label in ((clear, PALETTE["blue"], "interval excludes chance"),
+                                    (~clear, "white", "interval holds chance")):
+            axes.plot(table["accuracy"][chosen], place[chosen], "o", color=PALETTE["blue"], markerfacecolor=fill,
+                      markersize=4, label=label)
+        axes.plot(table["chance"], place, "|", color=PALETTE["red"], markersize=7, markeredgewidth=1.5, label="chance")
+        axes.set_yticks(place, table.index, fontsize=6.5 if longest > 15 else 9)
+        axes.set(ylim=(len(table) - 0.4, -0.6), xlim=(-0.02, 1.02), xlabel="accuracy, with 95 % interval")
+        axes.grid(axis="y", visible=False)
+        axes.set_title(name)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower right", ncols=3)
+    footnote(figure, note)
+    return figure
+
+
+@style()
+def decoding_time(times: pd.DataFrame) -> Figure:
+    """Milliseconds per token by length of the text, `cached` and `whole`, with a KV cache and without."""
+    figure, axes = canvas(height_in=2.8)
+    for column, colour, label in (("whole", "orange", "no cache: the whole text goes through"),
+                                  ("cached", "blue", "KV cache: one token goes through")):
+        axes.plot(times.index, times[column], "o-", color=PALETTE[colour], label=label)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(times.index, [f"{length:,}" for length in times.index])
+    axes.minorticks_off()
+    axes.set(xlabel="tokens in the text so far", ylabel="ms for the next token", ylim=(0, None))
+    axes.set_title("Time of one more token")
+    axes.legend()
     return figure
