@@ -194,7 +194,7 @@ def test_notebooks_are_python_and_begin_with_a_title(notebook):
 def test_bold_numbers_stand_in_an_output_above(notebook):
     outputs = ""
     for cell in notebook[0]["cells"]:
-        for number in re.findall(r"\*\*([+−-]?\d[\d,.]*?)(?: ?%)?\*\*", "".join(cell["source"])):
+        for number in re.findall(r"\*\*(?!0\d\.\d\b)([+−-]?\d[\d,.]*?)(?: ?%)?\*\*", "".join(cell["source"])):
             shown = number.replace("−", "-").lstrip("+")
             assert re.search(rf"(?<![\d.,]){re.escape(shown)}(?![\d]|[.,]\d)", outputs), f"{cell['id']}: {number}"
         outputs += "".join(text for _, text in outputs_of(cell))

@@ -30,7 +30,7 @@ class Document:
 
     @property
     def source(self) -> str:
-        """Where it is from: its origin, else its package or file.
+        """Source of the document: its origin, else its package or file.
 
         >>> Document("json.decoder", "…").source, Document("wiki.jsonl:17", "…").source
         ('json', 'wiki')
