@@ -45,7 +45,7 @@ def main() -> None:
     command = f"python benchmarks/tasks.py CHECKPOINT --pairs BLIMP --core EVAL_BUNDLE --items {options.items}"
     found: dict[str, object] = {
         "note": f"A run of notebook 04, step {state['step']}; up to {options.items} items a task; {processor()}, "
-                f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}; {command}",
+                f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}\n{command}",
         "date": time.strftime("%Y-%m-%d"), "hardware": processor(), "torch": torch.__version__,
         "python": platform.python_version(), "command": command, "model": state["train"]["model"],
         "step": state["step"]}

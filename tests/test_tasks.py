@@ -138,7 +138,7 @@ def test_a_cache_is_selected_with_its_tokens(tiny) -> None:
         rest = torch.tensor([[9, 10]] * 3)
         found = model.hidden(rest, chosen)
         whole = model.hidden(torch.cat([x_BT[[1, 0, 1]], rest], dim=1))[:, 4:]
-    assert torch.allclose(found, whole, atol=1e-5) and (cache.length, chosen.length) == (4, 6)
+    assert torch.allclose(found, whole, atol=1e-5) and (cache.lengths, chosen.lengths) == ([4] * 2, [6] * 3)
 
 
 def test_the_table_has_chance_and_intervals_and_says_what_it_skips(tiny, tokenizer) -> None:

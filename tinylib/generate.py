@@ -1,37 +1,177 @@
-"""Autoregressive sampling with a KV cache, streamed as text."""
+"""Autoregressive sampling with a KV cache: streamed, in batches whose sequences join and leave between tokens."""
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from tinylib.checks import UserError, check_float, check_int, raise_if
+from tinylib.checks import UserError, raise_if
 from tinylib.model import GPT, KVCache
+from tinylib.sampling import Sampling
 
 if TYPE_CHECKING:
     from tinylib.tokenizer import Tokenizer
 
 
-def generate(model: GPT, tokenizer: Tokenizer, prompt: str = "", *, max_tokens: int = 128, temperature: float = 0.8,
-             top_k: int | None = 50, seed: int = 0) -> Iterator[str]:
-    """Sample a continuation of `prompt`, streamed as text; ends after `max_tokens` or where the document ends.
+@dataclass(eq=False)
+class Request:
+    """A sequence that is generated: its ids so far, those of the prompt first."""
 
-    A BOS token precedes the prompt.  `temperature` 0 is greedy decoding.  Ids of the model that the tokenizer lacks are
-    never sampled.  Raises UserError if the model lacks ids of the tokenizer, and as `generate_ids` does.
+    ids: list[int]
+    sampling: Sampling
+    prompt: int
+    """Number of ids of the prompt."""
+    generator: torch.Generator
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has all the tokens that it may have."""
+        return len(self.ids) - self.prompt >= self.sampling.max_tokens
+
+
+class Batch:
+    """Continuous batching: up to `max_rows` requests share each forward pass, and may join and leave between two.
+
+    When the context of a request is full, it goes on with the newer half of it.
+    """
+
+    def __init__(self, model: GPT, max_rows: int = 16, vocab_size: int | None = None) -> None:
+        """Sample ids below `vocab_size` only (None: all); those above are rows of the table that no tokenizer has."""
+        self.model, self.max_rows, self.vocab_size = model, max_rows, vocab_size
+        self.requests: list[Request] = []
+        self._cache = KVCache(model, max_rows, model.config.seq_len)
+        self._cache.lengths = []
+
+    def add(self, ids: list[int], sampling: Sampling) -> Request:
+        """Read a prompt of at least one id, of a longer one than the context its end; `step` goes on from there."""
+        raise_if("Batch", [None if ids else "ids is empty: start from at least one id, such as the tokenizer's bos",
+                           None if len(self.requests) < self.max_rows else
+                           f"max_rows={self.max_rows} requests are there: remove one first"])
+        generator = torch.Generator(self.model.device).manual_seed(sampling.seed)
+        request = Request(list(ids), sampling, len(ids), generator)
+        self._read(request, len(self.requests), self.model.config.seq_len)
+        self.requests.append(request)
+        return request
+
+    def remove(self, request: Request) -> None:
+        """Let a request leave, finished or not."""
+        row = self.requests.index(request)
+        self._cache.remove(row)
+        self.requests[row] = self.requests[-1]
+        self.requests.pop()
+
+    @torch.no_grad()
+    def step(self) -> list[tuple[Request, int]]:
+        """Generate the next token of each request, and append it to its ids."""
+        context = self.model.config.seq_len
+        for row, request in enumerate(self.requests):
+            if self._cache.lengths[row] == context:
+                self._read(request, row, max(1, context // 2))
+        last_B1 = torch.tensor([[request.ids[-1]] for request in self.requests], device=self.model.device)
+        logits_BV = self.model(last_B1, cache=self._cache)[:, -1, :self.vocab_size]
+        drawn = torch.stack([sample(logits_V, request) for logits_V, request in zip(logits_BV, self.requests,
+                                                                                   strict=True)]).tolist()
+        for request, token in zip(self.requests, drawn, strict=True):
+            request.ids.append(token)
+        return list(zip(self.requests, drawn, strict=True))
+
+    @torch.no_grad()
+    def _read(self, request: Request, row: int, most: int) -> None:
+        """Fill `row` of the cache with all but the last of the newest `most` ids; `step` reads that one."""
+        ids = request.ids[-most:-1]
+        cache = KVCache(self.model, 1, len(ids))
+        if ids:
+            self.model.hidden(torch.tensor([ids], device=self.model.device), cache)
+        self._cache.put(row, cache)
+
+
+def sample(logits_V: Tensor, request: Request) -> Tensor:
+    """Next id of a request, a tensor without dimensions, so that a GPU isn't waited for."""
+    how = request.sampling
+    if how.repetition_penalty != 1:
+        seen = torch.tensor(sorted(set(request.ids)), device=logits_V.device)
+        some = logits_V[seen]
+        logits_V = logits_V.index_copy(0, seen, torch.where(some > 0, some / how.repetition_penalty,
+                                                            some * how.repetition_penalty))
+    if how.temperature == 0:
+        return logits_V.argmax()
+    id_K, probability_K = candidates(logits_V, how)
+    return id_K[torch.multinomial(probability_K, 1, generator=request.generator)[0]]
+
+
+def candidates(logits_V: Tensor, how: Sampling) -> tuple[Tensor, Tensor]:
+    """Ids that the filters keep, the likeliest first, and their probabilities; 0 for those that they drop.
+
+    >>> ids, probabilities = candidates(torch.tensor([0.0, 2.0, 1.0]), Sampling(temperature=1.0, top_p=0.6))
+    >>> ids.tolist(), probabilities.tolist()
+    ([1, 2, 0], [1.0, 0.0, 0.0])
+    """
+    largest = (logits_V / how.temperature).topk(min(how.top_k or len(logits_V), len(logits_V)))
+    p_K = largest.values.softmax(0)
+    kept_K = (p_K.cumsum(0) - p_K < how.top_p) & (p_K >= how.min_p * p_K[0])
+    kept_K[0] = True
+    p_K = p_K * kept_K
+    return largest.indices, p_K / p_K.sum()
+
+
+def generate(model: GPT, tokenizer: Tokenizer, prompt: str = "", **sampling: Any) -> Iterator[str]:
+    """Sample a continuation of `prompt`, streamed as text; the keywords are the fields of `Sampling`.
+
+    A BOS token precedes the prompt.  The text ends after `max_tokens`, before a stop string, or with the document.  Ids
+    of the model that the tokenizer lacks are never sampled.  Raises UserError if the model lacks ids of the tokenizer.
+    """
+    return (piece for _, piece in generate_batch(model, tokenizer, [prompt], [Sampling(**sampling)]))
+
+
+def generate_batch(model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], sampling: Sequence[Sampling],
+                   max_rows: int = 16) -> Iterator[tuple[int, str]]:
+    """Sample a continuation of each prompt, up to `max_rows` at once: the index of a prompt, and a piece of its text.
+
+    Each text is the one that it would be alone, up to rounding: its seed is its own, and so are its filters.
     """
     check_tokenizer(model, tokenizer)
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    ids = [tokenizer.bos, *tokenizer.encode(prompt)]
-    for token in generate_ids(model, ids, max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=seed,
-                              vocab_size=tokenizer.vocab_size):
-        if token == tokenizer.bos:
-            break
-        yield decoder.decode(tokenizer.decode_bytes([token]))
-    yield decoder.decode(b"", final=True)
+    batch, waiting = Batch(model, max_rows, tokenizer.vocab_size), list(enumerate(zip(prompts, sampling, strict=True)))
+    texts: dict[Request, tuple[int, _Text]] = {}
+    while waiting or batch.requests:
+        while waiting and len(batch.requests) < max_rows:
+            index, (prompt, how) = waiting.pop(0)
+            if how.max_tokens:
+                request = batch.add([tokenizer.bos, *tokenizer.encode(prompt)], how)
+                texts[request] = index, _Text(tokenizer, how.stop)
+        for request, token in batch.step() if batch.requests else ():
+            index, text = texts[request]
+            if piece := text.add(token, last=request.finished):
+                yield index, piece
+            if text.ended or request.finished:
+                batch.remove(request)
+
+
+class _Text:
+    """Text of a growing sequence, in whole characters; the beginning of what may be a stop string is held back."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
+        self.tokenizer, self.stop, self.held, self.ended = tokenizer, stop, "", False
+        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def add(self, token: int, last: bool) -> str:
+        """The text that `token` adds; at the end, all that is left."""
+        self.ended = token == self.tokenizer.bos
+        data = b"" if self.ended else self.tokenizer.decode_bytes([token])
+        text = self.held + self.decoder.decode(data, final=self.ended or last)
+        found = [place for stop in self.stop if (place := text.find(stop)) >= 0]
+        if found:
+            self.ended = True
+            return text[:min(found)]
+        begun = () if self.ended or last else (size for stop in self.stop for size in range(1, len(stop))
+                                               if text.endswith(stop[:size]))
+        end = len(text) - max(begun, default=0)
+        self.held = text[end:]
+        return text[:end]
 
 
 def check_tokenizer(model: GPT, tokenizer: Tokenizer) -> None:
@@ -41,40 +181,9 @@ def check_tokenizer(model: GPT, tokenizer: Tokenizer) -> None:
                         "the tokenizer of the model's own run")
 
 
-@torch.no_grad()
-def generate_ids(model: GPT, ids: list[int], *, max_tokens: int, temperature: float = 0.8, top_k: int | None = 50,
-                 seed: int = 0, vocab_size: int | None = None) -> Iterator[int]:
-    """Sample `max_tokens` ids below `vocab_size` (None: the model's) after `ids`, with a KV cache.
-
-    When the context is full, a new cache is filled with the newer half of it.  Raises ConfigError for a temperature
-    below zero, a top_k below one, a negative max_tokens, or no ids to start from.
-    """
-    raise_if("generate", [
-        check_float("temperature", temperature, 0), None if top_k is None else check_int("top_k", top_k),
-        check_int("max_tokens", max_tokens, least=0),
-        None if ids else "ids is empty: start from at least one id, such as the tokenizer's bos"])
-    device = model.device
-    generator = torch.Generator(device).manual_seed(seed)
-    context = model.config.seq_len
-    seen, cache, pending = list(ids), None, list(ids)[-context:]
-    for _ in range(max_tokens):
-        if cache is None or cache.length + len(pending) > context:
-            if cache is not None:
-                pending = seen[-max(1, context // 2):]
-            cache = KVCache(model, 1, context)
-        logits_V = model(torch.tensor([pending], device=device), cache=cache)[0, -1, :vocab_size]
-        token = pick(logits_V, temperature, top_k, generator)
-        seen.append(token)
-        pending = [token]
-        yield token
-
-
-def pick(logits_V: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> int:
-    """Top-k sampling: one id from softmax(logits / temperature) over exactly the `top_k` largest logits (None: all)."""
-    if temperature == 0:
-        return int(logits_V.argmax())
-    if top_k is not None and top_k < len(logits_V):
-        largest = logits_V.topk(top_k)
-        logits_V = torch.full_like(logits_V, -torch.inf).scatter(0, largest.indices, largest.values)
-    probability_V = (logits_V / temperature).softmax(0)
-    return int(torch.multinomial(probability_V, 1, generator=generator))
+def generate_ids(model: GPT, ids: list[int], vocab_size: int | None = None, **sampling: Any) -> Iterator[int]:
+    """Sample ids below `vocab_size` (None: all) after `ids`; the keywords are the fields of `Sampling`."""
+    batch = Batch(model, 1, vocab_size)
+    request = batch.add(ids, Sampling(**sampling))
+    while not request.finished:
+        yield batch.step()[0][1]

@@ -30,36 +30,70 @@ NORM_EPS = 1e-6
 
 
 class KVCache:
-    """KV cache of `model`: keys and values of past tokens, for `batch_size` sequences of up to `capacity` tokens."""
+    """KV cache of `model`: keys and values of past tokens, for `batch_size` sequences of up to `capacity` tokens.
+
+    The sequences may have different lengths.  They can leave, and others join, between two forward passes: `lengths`
+    has one entry for each that is there, at most `batch_size`.
+    """
 
     def __init__(self, model: GPT, batch_size: int, capacity: int) -> None:
         config = model.config
         shape = (config.depth, 2, batch_size, config.n_head, capacity, config.head_dim)
         self._store = torch.zeros(shape, dtype=model.dtype, device=model.device)
         self.capacity = capacity
-        self.length = 0
-        """Number of cached tokens, T₀."""
+        self.lengths = [0] * batch_size
+        """Number of cached tokens of each sequence, T₀."""
+
+    @property
+    def start(self) -> int | Tensor:
+        """Position of the next token: one for all sequences if they have the same length, else [B]."""
+        same = len(set(self.lengths)) <= 1
+        return max(self.lengths, default=0) if same else torch.tensor(self.lengths, device=self._store.device)
 
     def extend(self, layer: int, k_BNTH: Tensor, v_BNTH: Tensor) -> tuple[Tensor, Tensor]:
-        """Append the keys and values of T tokens to `layer`; returns all T₀ + T.  Raises ValueError if it is full."""
-        end = self.length + k_BNTH.shape[2]
+        """Append the keys and values of T tokens to `layer`; returns all T₀ + T, of the longest sequence.
+
+        Raises ValueError if it is full, or if T is not 1 and the sequences have different lengths.
+        """
+        rows, tokens, start = len(self.lengths), k_BNTH.shape[2], self.start
+        end = max(self.lengths, default=0) + tokens
         if end > self.capacity:
             raise ValueError(f"KVCache: {end} tokens do not fit capacity={self.capacity}: make a larger cache")
-        keys, values = self._store[layer]
-        keys[:, :, self.length:end], values[:, :, self.length:end] = k_BNTH, v_BNTH
+        keys, values = self._store[layer, :, :rows]
+        if isinstance(start, int):
+            keys[:, :, start:end], values[:, :, start:end] = k_BNTH, v_BNTH
+        elif tokens == 1:
+            row = torch.arange(rows, device=start.device)
+            keys[row, :, start], values[row, :, start] = k_BNTH[:, :, 0], v_BNTH[:, :, 0]
+        else:
+            raise ValueError(f"KVCache: {tokens} tokens for sequences of different lengths: pass one at a time")
         return keys[:, :, :end], values[:, :, :end]
 
     def select(self, rows: list[int], capacity: int) -> KVCache:
         """A cache of the sequences `rows`, which may repeat, with room for `capacity` tokens."""
-        chosen = copy.copy(self)
+        chosen, length = copy.copy(self), max(self.lengths, default=0)
         shape = (*self._store.shape[:2], len(rows), self._store.shape[3], capacity, self._store.shape[5])
         chosen._store, chosen.capacity = self._store.new_zeros(shape), capacity
-        chosen._store[..., :self.length, :] = self._store[:, :, rows, :, :self.length]
+        chosen.lengths = [self.lengths[row] for row in rows]
+        chosen._store[..., :length, :] = self._store[:, :, rows, :, :length]
         return chosen
 
+    def put(self, row: int, other: KVCache) -> None:
+        """Copy the first sequence of `other` to `row`: over one that is there, or behind the last."""
+        length = other.lengths[0]
+        self._store[:, :, row, :, :length] = other._store[:, :, 0, :, :length]
+        self.lengths[row:row + 1] = [length]
+
+    def remove(self, row: int) -> None:
+        """Drop a sequence; the last one moves to its row."""
+        last = len(self.lengths) - 1
+        self._store[:, :, row, :, :self.lengths[last]] = self._store[:, :, last, :, :self.lengths[last]]
+        self.lengths[row] = self.lengths[last]
+        self.lengths.pop()
+
     def advance(self, tokens: int) -> None:
-        """Add `tokens` to the length, after every layer was extended by them."""
-        self.length += tokens
+        """Add `tokens` to each length, after every layer was extended by them."""
+        self.lengths = [length + tokens for length in self.lengths]
 
 
 class Linear(nn.Linear):
@@ -84,9 +118,9 @@ class Attention(nn.Module):
                 layer: int = 0) -> Tensor:
         q_BNTH, k_BNTH, v_BNTH = (self._heads(part(x_BTD)) for part in (self.query, self.key, self.value))
         q_BNTH, k_BNTH = rms_norm(apply_rotary_emb(q_BNTH, *rope)), rms_norm(apply_rotary_emb(k_BNTH, *rope))
-        start_pos = 0
+        start_pos: int | Tensor = 0
         if cache is not None:
-            start_pos = cache.length
+            start_pos = cache.start
             k_BNTH, v_BNTH = cache.extend(layer, k_BNTH, v_BNTH)
         y_BNTH = attention(q_BNTH, k_BNTH, v_BNTH, start_pos)
         return self.output(y_BNTH.transpose(1, 2).flatten(2))
@@ -196,7 +230,7 @@ class GPT(nn.Module):
 
     def trunk(self, x_BTD: Tensor, cache: KVCache | None = None) -> Tensor:
         """Everything between embedding and head: norm, blocks, norm; [B, T, D] in `dtype`."""
-        start_pos = 0 if cache is None else cache.length
+        start_pos = 0 if cache is None else cache.start
         tables = rope_table(start_pos, x_BTD.shape[1], self.config.head_dim, self.config.rope_theta, x_BTD.device)
         rope = tables[0].to(self.dtype), tables[1].to(self.dtype)
         x_BTD = rms_norm(x_BTD)
@@ -245,16 +279,19 @@ def rms_norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.shape[-1],), eps=NORM_EPS)
 
 
-def rope_table(start: int, tokens: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+def rope_table(start: int | Tensor, tokens: int, head_dim: int, theta: float,
+               device: torch.device) -> tuple[Tensor, Tensor]:
     """RoPE angles: cosine and sine [T, H/2] for positions `start` … `start + tokens - 1`, in float32.
 
-    Computed in each forward pass, at negligible cost, so the model needs no buffer for them.
+    Computed in each forward pass, at negligible cost, so the model needs no buffer for them.  Where `start` is a tensor
+    [B], they are [B, 1, T, H/2].
 
     Source: Su et al. 2021, https://arxiv.org/abs/2104.09864, eq. 15.
     """
-    position_T = torch.arange(start, start + tokens, device=device, dtype=torch.float32)
+    position_T = torch.arange(tokens, device=device, dtype=torch.float32)
+    position_T = position_T + (start[:, None, None] if isinstance(start, Tensor) else start)
     channel_H = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32)
-    angle_TH = torch.outer(position_T, theta ** (-channel_H / head_dim))
+    angle_TH = position_T[..., None] * theta ** (-channel_H / head_dim)
     return angle_TH.cos(), angle_TH.sin()
 
 
@@ -264,11 +301,19 @@ def apply_rotary_emb(x_BNTH: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
     return torch.cat((first * cos_TH + second * sin_TH, second * cos_TH - first * sin_TH), dim=-1)
 
 
-def attention(q_BNTH: Tensor, k_BNSH: Tensor, v_BNSH: Tensor, start_pos: int) -> Tensor:
-    """Causal attention of T queries at positions `start_pos` … to S keys at positions 0 … S-1."""
+def attention(q_BNTH: Tensor, k_BNSH: Tensor, v_BNSH: Tensor, start_pos: int | Tensor) -> Tensor:
+    """Causal attention of T queries at positions `start_pos` … to S keys at positions 0 … S-1.
+
+    `start_pos` is a tensor [B] where the sequences have different lengths.
+    """
+    tokens, device = q_BNTH.shape[2], q_BNTH.device
+    if isinstance(start_pos, Tensor):
+        position_BNT1 = start_pos[:, None, None, None] + torch.arange(tokens, device=device)[:, None]
+        mask_BNTS = torch.arange(k_BNSH.shape[2], device=device) <= position_BNT1
+        return F.scaled_dot_product_attention(q_BNTH, k_BNSH, v_BNSH, attn_mask=mask_BNTS)
     if start_pos == 0:
         return F.scaled_dot_product_attention(q_BNTH, k_BNSH, v_BNSH, is_causal=True)
-    if q_BNTH.shape[2] == 1:
+    if tokens == 1:
         return F.scaled_dot_product_attention(q_BNTH, k_BNSH, v_BNSH)
-    mask_TS = torch.ones(q_BNTH.shape[2], k_BNSH.shape[2], dtype=torch.bool, device=q_BNTH.device).tril(start_pos)
+    mask_TS = torch.ones(tokens, k_BNSH.shape[2], dtype=torch.bool, device=device).tril(start_pos)
     return F.scaled_dot_product_attention(q_BNTH, k_BNSH, v_BNSH, attn_mask=mask_TS)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import matplotlib
 import numpy as np
 
-from tinylib.plots.style import PALETTE, Figure, canvas, footnote, style
+from tinylib.plots.style import PALETTE, PAPER, Figure, canvas, footnote, style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +26,7 @@ def bpb_vs_baselines(bits_per_byte: float, table: pd.DataFrame, note: str = "") 
     place = np.arange(len(table))
     left.barh(place, table["bits_per_byte"], color=PALETTE["grey"], height=0.6)
     for at, value in zip(place, table["bits_per_byte"], strict=True):
-        left.text(value, at, f" {value:.3f}", va="center", fontsize=8)
+        left.text(value, at, f"  {value:.3f}", va="center", fontsize=8, bbox=PAPER)
     left.axvline(bits_per_byte, color=PALETTE["blue"], label=f"the model: {bits_per_byte:.3f}")
     left.set_yticks(place, table.index)
     left.set(xlabel="bits per byte", xlim=(0, 1.15 * table["bits_per_byte"].max()))
@@ -37,7 +37,7 @@ def bpb_vs_baselines(bits_per_byte: float, table: pd.DataFrame, note: str = "") 
     right.set(xlabel="model less baseline, bits per byte")
     right.set_title("Paired difference, 95 %")
     right.invert_yaxis()
-    figure.legend(loc="outside lower right")
+    figure.legend(loc="outside upper right")
     footnote(figure, note)
     return figure
 
@@ -85,7 +85,7 @@ def document_scatter(table: pd.DataFrame, other: str) -> Figure:
         part = table[chosen]
         axes.scatter(part["other"], part["model"], s=2 * np.sqrt(part["bytes"]), color=PALETTE[colour], alpha=0.55,
                      linewidth=0, label=f"{label}: {len(part)}")
-    ends = [0.9 * table[["model", "other"]].min().min(), 1.1 * table[["model", "other"]].max().max()]
+    ends = [0, 1.1 * table[["model", "other"]].max().max()]
     axes.plot(ends, ends, color=PALETTE["black"], linewidth=1, linestyle="--", label="equal")
     axes.set(xlim=ends, ylim=ends, xlabel=f"{other}, bits per byte", ylabel="the model, bits per byte")
     axes.set_title("Bits per byte of each document")
@@ -99,8 +99,7 @@ def document_scatter(table: pd.DataFrame, other: str) -> Figure:
 def where_bits_go(by_seen: pd.Series, by_count: pd.DataFrame, by_source: pd.DataFrame) -> Figure:
     """Bits per byte by number of preceding tokens, by how often the token was in training, and by source.
 
-    `by_seen` is indexed by the largest number of tokens of each bin, `by_count` by the smallest; `by_count` and
-    `by_source` have the columns `model` and `5-gram`.
+    `by_seen` is indexed by the largest number of tokens of each bin; the others have the columns `model` and `5-gram`.
     """
     figure, (left, middle, right) = canvas(columns=3, height_in=3.4, width_in=10.0)
     left.plot(by_seen.index, by_seen, "o-", color=PALETTE["blue"])
@@ -109,16 +108,16 @@ def where_bits_go(by_seen: pd.Series, by_count: pd.DataFrame, by_source: pd.Data
     left.minorticks_off()
     left.set(ylim=(0, 1.1 * by_seen.max()), xlabel="preceding tokens in the window, up to", ylabel="bits per byte")
     left.set_title("By position")
-    for axes, table, label in ((middle, by_count, "uses of the token in training, from"), (right, by_source, "")):
+    for axes, table, label in ((middle, by_count, "uses of the token in training"), (right, by_source, "")):
         place = np.arange(len(table))
         axes.barh(place - 0.2, table["model"], height=0.4, color=PALETTE["blue"], label="the model")
         axes.barh(place + 0.2, table["5-gram"], height=0.4, color=PALETTE["grey"], label="5-gram")
-        axes.set_yticks(place, [f"{name:,}" if isinstance(name, int) else name for name in table.index], fontsize=8)
+        axes.set_yticks(place, table.index, fontsize=8)
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
         axes.set(xlabel="bits per byte", ylabel=label)
     middle.set_title("By frequency")
-    right.set_title("By source")
+    right.set_title("By source, the largest")
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=2)
     return figure
 
@@ -127,7 +126,7 @@ def where_bits_go(by_seen: pd.Series, by_count: pd.DataFrame, by_source: pd.Data
 def read_and_unread(table: pd.DataFrame, lr: pd.Series) -> Figure:
     """Bits per byte of training windows by the step that reads them, above the learning rate of each step.
 
-    `table` is indexed by the first step of each group of batches, with columns `bits_per_byte`, `low` and `high`; steps
+    `table` is indexed by the middle step of each group of batches, with columns `bits_per_byte`, `low`, `high`.  Steps
     after the last of `lr` were never made.
     """
     figure, (upper, lower) = canvas(rows=2, height_in=3.8, sharex=True, height_ratios=[3, 1])
@@ -140,8 +139,8 @@ def read_and_unread(table: pd.DataFrame, lr: pd.Series) -> Figure:
     for axes in (upper, lower):
         axes.axvline(lr.index[-1], color=PALETTE["black"], linewidth=1, linestyle="--")
     upper.set(ylabel="bits per byte")
-    lower.set(xlabel="optimizer step that reads the windows (dashed: the last one made)", ylabel="rate",
-              ylim=(0, 1.1 * lr.max()))
+    lower.set(xlabel="optimizer step that reads the windows (dashed: the last made)", ylim=(0, 1.1 * lr.max()),
+              ylabel="learning\nrate / peak")
     upper.set_title("The trained model on windows of the training documents")
     upper.legend(loc="lower left")
     return figure
@@ -162,7 +161,7 @@ def accuracy_and_chance(tables: Mapping[str, pd.DataFrame], note: str = "") -> F
         axes.hlines(place, table["low"], table["high"], color=PALETTE["blue"], linewidth=1)
         clear = (table["low"] > table["chance"]) | (table["high"] < table["chance"])
         for chosen, fill, label in ((clear, PALETTE["blue"], "interval excludes chance"),
-                                    (~clear, "white", "interval holds chance")):
+                                    (~clear, "white", "interval contains chance")):
             axes.plot(table["accuracy"][chosen], place[chosen], "o", color=PALETTE["blue"], markerfacecolor=fill,
                       markersize=4, label=label)
         axes.plot(table["chance"], place, "|", color=PALETTE["red"], markersize=7, markeredgewidth=1.5, label="chance")
@@ -170,7 +169,7 @@ def accuracy_and_chance(tables: Mapping[str, pd.DataFrame], note: str = "") -> F
         axes.set(ylim=(len(table) - 0.4, -0.6), xlim=(-0.02, 1.02), xlabel="accuracy, with 95 % interval")
         axes.grid(axis="y", visible=False)
         axes.set_title(name)
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower right", ncols=3)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
     footnote(figure, note)
     return figure
 
@@ -182,10 +181,7 @@ def decoding_time(times: pd.DataFrame) -> Figure:
     for column, colour, label in (("whole", "orange", "no cache: the whole text goes through"),
                                   ("cached", "blue", "KV cache: one token goes through")):
         axes.plot(times.index, times[column], "o-", color=PALETTE[colour], label=label)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(times.index, [f"{length:,}" for length in times.index])
-    axes.minorticks_off()
-    axes.set(xlabel="tokens in the text so far", ylabel="ms for the next token", ylim=(0, None))
+    axes.set(xlabel="tokens in the text so far", ylabel="ms for the next token", xlim=(0, None), ylim=(0, None))
     axes.set_title("Time of one more token")
     axes.legend()
     return figure
