@@ -85,8 +85,8 @@ def read_train_state(folder: str | Path) -> dict[str, Any]:
 def load_weights(model: GPT, folder: str | Path) -> None:
     """Copy the weights of a checkpoint into `model`, which must have the same tensors with the same shapes."""
     file = Path(folder) / WEIGHTS
-    stored, own = _load_tensors(file), dict(model.named_parameters())
-    wrong = _mismatches(stored, own)
+    stored, own = load_tensors(file), dict(model.named_parameters())
+    wrong = mismatches(stored, own)
     if wrong:
         tied = [name for name in wrong if name.startswith("lm_head")]
         hint = " (one of the two is tied, the other isn't)" if tied else ""
@@ -100,8 +100,8 @@ def load_training(folder: str | Path, model: GPT, optimizer: Optimizer) -> None:
     """Copy weights and optimizer state of a checkpoint into `model` and `optimizer`."""
     load_weights(model, folder)
     file = Path(folder) / OPTIMIZER
-    stored = _load_tensors(file)
-    wrong = _mismatches(stored, optimizer.state())
+    stored = load_tensors(file)
+    wrong = mismatches(stored, optimizer.state())
     if wrong:
         raise UserError(f"{file} does not fit the optimizer: " + "; ".join(wrong))
     optimizer.load_state(stored)
@@ -168,7 +168,7 @@ def find_start(config: TrainConfig, directory: RunDirectory, shards: Shards, dty
     return start
 
 
-def _mismatches(stored: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
+def mismatches(stored: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
     """Every tensor whose shape or dtype differs between a file and a template, as text."""
     return [f"{name} is {_layout(stored.get(name))} there and {_layout(own.get(name))} here"
             for name in sorted(stored.keys() | own.keys()) if _layout(stored.get(name)) != _layout(own.get(name))]
@@ -178,7 +178,8 @@ def _layout(tensor: Tensor | None) -> str:
     return "missing" if tensor is None else f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def _load_tensors(file: Path) -> dict[str, Tensor]:
+def load_tensors(file: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file; UserError for a damaged one, FileNotFoundError without one."""
     file.open("rb").close()    # safetensors says of a file that may not be read that there is none
     try:
         return load_file(file)

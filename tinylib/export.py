@@ -1,23 +1,30 @@
-"""Conversion to and from `transformers`: weights of `NanoChatForCausalLM`, tokenizer as `tokenizer.json`.
+"""Export to `transformers` and import from there: weights of `NanoChatForCausalLM`, tokenizer as `tokenizer.json`.
 
-`transformers` implements the same October-2025 nanochat architecture, so the conversion is exact.
+`transformers` implements the same October-2025 nanochat architecture, so the conversion is exact.  `audit` shows it.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tinylib import checkpoint
+from tinylib import checkpoint, sizing
 from tinylib.checks import UserError
-from tinylib.config import GPTConfig
-from tinylib.files import write_folder
+from tinylib.config import GPTConfig, TrainConfig
+from tinylib.files import read_json, write_folder
+from tinylib.generate import check_tokenizer
 from tinylib.model import GPT, NORM_EPS
+from tinylib.optim import Optimizer
+from tinylib.rundir import Eval, RunDirectory, plain
 from tinylib.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -26,28 +33,149 @@ if TYPE_CHECKING:
 _PARTS = {"attention.query": "self_attn.q_proj", "attention.key": "self_attn.k_proj",
           "attention.value": "self_attn.v_proj", "attention.output": "self_attn.o_proj",
           "mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2"}
+_MLX = {"attention.query": "attn.c_q", "attention.key": "attn.c_k", "attention.value": "attn.c_v",
+        "attention.output": "attn.c_proj", "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}
 
-_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+          "README.md")
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+    "<|user_start|>{{ message['content'] }}<|user_end|>{% elif message['role'] == 'assistant' %}"
+    "<|assistant_start|>{{ message['content'] }}<|assistant_end|>{% else %}"
+    "{{ raise_exception('roles are user and assistant') }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant_start|>{% endif %}")
+"""nanochat's conversation format as a Jinja template."""
 
 
 def export_transformers(folder: str | Path, out: str | Path) -> Path:
     """Export a checkpoint and its tokenizer to `out`, for `AutoModelForCausalLM` and `AutoTokenizer.from_pretrained`.
 
-    The folder is written atomically.  Raises FileExistsError if `out` holds anything but an earlier export.
+    With a chat template and a model card.  The folder is written atomically.  Raises FileExistsError if `out` holds
+    anything but an earlier export.
     """
-    folder, out = Path(folder), Path(out).resolve()
-    model = checkpoint.load_model(folder)
-    tokenizer = Tokenizer.load(folder / checkpoint.TOKENIZER)
-    with write_folder(out, _FILES) as part:
-        config = hf_config(model.config, tokenizer.bos)
-        config.architectures = ["NanoChatForCausalLM"]
-        config.save_pretrained(part)
-        checkpoint.save_tensors(hf_state_dict(model), part / "model.safetensors", {"format": "pt"})
+    model, tokenizer = checkpoint.load_model(folder), Tokenizer.load(Path(folder) / checkpoint.TOKENIZER)
+    config = hf_config(model.config, tokenizer.bos)
+    config.architectures = ["NanoChatForCausalLM"]
+    return _write(Path(folder), Path(out), model, tokenizer, config, hf_state_dict(model))
+
+
+def export_mlx(folder: str | Path, out: str | Path) -> Path:
+    """Export a checkpoint to `out` for `mlx_lm.load`, whose `nanochat` has a softcap of 15 and always two tables.
+
+    Its norms have an eps of 1e-5, so each row of the embedding is scaled to an RMS of 1, which changes nothing behind a
+    norm; a tied table is written twice.  Raises UserError for another softcap, FileExistsError as the other export.
+
+    Source: mlx-lm 0.32.2, mlx_lm/models/nanochat.py.
+    """
+    model, tokenizer = checkpoint.load_model(folder), Tokenizer.load(Path(folder) / checkpoint.TOKENIZER)
+    if model.config.softcap != 15:
+        raise UserError(f"softcap={model.config.softcap} is not the 15 that mlx-lm's nanochat always uses: export to "
+                        "transformers instead")
+    shape = model.config
+    config = {"model_type": "nanochat", "hidden_size": shape.dim, "num_hidden_layers": shape.depth,
+              "num_attention_heads": shape.n_head, "num_key_value_heads": shape.n_head, "vocab_size": shape.vocab_size,
+              "max_position_embeddings": shape.seq_len, "intermediate_size": shape.mlp_dim,
+              "rope_theta": shape.rope_theta, "bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.bos}
+    tensors = {_mlx_name(name): weight.detach() for name, weight in model.named_parameters()}
+    wte_VD = model.wte.weight.detach()
+    tensors |= {"transformer.wte.weight": wte_VD / wte_VD.square().mean(1, keepdim=True).sqrt().clamp(min=1e-12),
+                "lm_head.weight": model.unembedding.detach().clone()}
+    return _write(Path(folder), Path(out), model, tokenizer, config, tensors)
+
+
+def _write(folder: Path, out: Path, model: GPT, tokenizer: Tokenizer, config: NanoChatConfig | dict[str, Any],
+           tensors: dict[str, Tensor]) -> Path:
+    """Write an export, atomically."""
+    with write_folder(out.resolve(), _FILES) as part:
+        if isinstance(config, dict):
+            (part / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+        else:
+            config.save_pretrained(part)
+        checkpoint.save_tensors(tensors, part / "model.safetensors", {"format": "pt"})
         tokenizer.save_huggingface(part / "tokenizer.json")
         names = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|bos|>", "eos_token": "<|bos|>",
-                 "model_max_length": model.config.seq_len, "clean_up_tokenization_spaces": False}
+                 "model_max_length": model.config.seq_len, "clean_up_tokenization_spaces": False,
+                 "chat_template": CHAT_TEMPLATE}
         (part / "tokenizer_config.json").write_text(json.dumps(names, indent=2), encoding="utf-8")
-    return out
+        (part / "README.md").write_text(model_card(folder, model.config), encoding="utf-8")
+    return out.resolve()
+
+
+def model_card(folder: Path, config: GPTConfig) -> str:
+    """Model card of a checkpoint: shape, data, scores and provenance, as far as its run recorded them."""
+    run, state = RunDirectory(folder.resolve().parent.parent), read_json(folder / checkpoint.TRAIN_STATE) or {}
+    scores = [record for record in run.records() if isinstance(record, Eval) and record.step == state.get("step")]
+    about, train = (run.read_config() if run.exists() else {}), state.get("train", {})
+    rows = {
+        "parameters": f"{sizing.parameters(config).total:,}", "layers × width": f"{config.depth} × {config.dim}",
+        "vocabulary, context": f"{config.vocab_size:,}, {config.seq_len:,}",
+        "tables": "tied" if config.tied else "untied",
+        "training": train and f"{state['step']:,} steps of {train['total_batch_size']:,} tokens, seed {train['seed']}",
+        "shards": state.get("data"), "validation": scores and f"{scores[-1].val_bpb:.4f} bits per byte",
+        "git commit": about.get("git_commit"), "versions": ", ".join(
+            f"{name} {version}" for name, version in about.get("versions", {}).items())}
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items() if value)
+    return (f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n# {run.name}\n\n"
+            "A GPT in the architecture of nanochat, trained with tinylib: a base model, which continues text and does "
+            f"not follow instructions.\n\n| | |\n| --- | --- |\n{table}\n")
+
+
+def audit(folder: str | Path, out: str | Path) -> dict[str, Any]:
+    """Load an export in a fresh process, with nothing of ours, and compare its logits and ids with ours.
+
+    Raises UserError if logits differ by more than 1e-3 or an id differs.
+    """
+    model, tokenizer = checkpoint.load_model(folder), Tokenizer.load(Path(folder) / checkpoint.TOKENIZER)
+    ids = torch.arange(min(64, model.config.seq_len)) * 7 % tokenizer.vocab_size
+    text = "Return the größe of 1234 strings:\n\n    語🎈\t()"
+    mlx = "transformer.wte.weight" in load_file(Path(out) / "model.safetensors")
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        logits, their_ids = pool.submit(_theirs, str(out), ids.tolist(), text, mlx).result()
+    with torch.no_grad():
+        apart = float((model(ids[None])[0] - torch.tensor(logits)).abs().max())
+    if apart > 1e-3 or their_ids != tokenizer.encode(text):
+        raise UserError(f"{out} is not the model of {folder}: logits differ by {apart:.1e}, its ids of a text are "
+                        f"{'the same' if their_ids == tokenizer.encode(text) else 'others'}")
+    return {"compared_logits": ids.numel() * model.config.vocab_size, "largest_difference": apart,
+            "compared_ids": len(their_ids)}
+
+
+def _theirs(out: str, ids: list[int], text: str, mlx: bool) -> tuple[list[Any], list[int]]:
+    """Logits and ids of an export, computed by the library that it is for."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    their_ids = AutoTokenizer.from_pretrained(out)(text, add_special_tokens=False)["input_ids"]
+    if mlx:
+        import mlx.core as mx
+        from mlx_lm import load
+
+        return load(out)[0](mx.array([ids]))[0].tolist(), their_ids
+    with torch.no_grad():
+        return AutoModelForCausalLM.from_pretrained(out)(input_ids=torch.tensor([ids])).logits[0].tolist(), their_ids
+
+
+def import_run(folder: str | Path, run: RunDirectory, data: str) -> Path:
+    """Import an exported folder as step 0 of a new run, which eval, sample and tie take; returns its checkpoint.
+
+    `data` is a folder of shards that the tokenizer of the model made.  Raises as `import_transformers` and
+    `Tokenizer.load_huggingface` do, and FileExistsError if the run is there.
+    """
+    if run.path.exists():
+        raise FileExistsError(f"run={str(run.path)!r} is taken: choose another with --output, or remove it")
+    model, tokenizer = import_transformers(folder), Tokenizer.load_huggingface(Path(folder) / "tokenizer.json")
+    check_tokenizer(model, tokenizer)
+    config = TrainConfig(model=model.config, data=data, run_dir=str(run.path), total_batch_size=model.config.seq_len,
+                         device_batch_size=1)
+    run.write_config(config, world_size=1)
+    with tempfile.TemporaryDirectory() as temporary:
+        tokenizer.save(temporary)
+        checkpoint.save(run.checkpoint_path(0), model, Optimizer(model, config), {
+            "step": 0, "train": plain(config), "data": None, "dtype": "float32"}, Path(temporary))
+    run.write_status("finished", step=0, steps=0)
+    return run.checkpoint(0)
 
 
 def import_transformers(folder: str | Path) -> GPT:
@@ -57,6 +185,17 @@ def import_transformers(folder: str | Path) -> GPT:
     """
     from transformers import NanoChatConfig
 
+    stated, own = read_json(Path(folder) / "config.json"), sorted(Path(folder).glob("model_*.pt"))
+    if own:
+        names = {re.sub(r"[.\d]+", ".", name) for name in torch.load(own[-1], "meta", weights_only=True, mmap=True)}
+        ours = {"transformer.wte.weight", "lm_head.weight", *(f"transformer.h.{part}.weight" for part in _MLX.values())}
+        foreign = sorted(names - ours)
+        raise UserError(f"{folder} is a checkpoint of nanochat itself, which is not what this library trains" + (
+            f": it has {', '.join(foreign)}" if foreign else "; convert it with transformers' script first"))
+    if stated is None:
+        raise FileNotFoundError(f"{folder} is no exported model: it has no config.json")
+    if stated.get("model_type") != "nanochat":
+        raise UserError(f"{folder} holds a model of type {stated.get('model_type')!r}: only nanochat can be imported")
     theirs = NanoChatConfig.from_pretrained(folder)
     config = GPTConfig(depth=theirs.num_hidden_layers, dim=theirs.hidden_size, vocab_size=theirs.vocab_size,
                        head_dim=theirs.hidden_size // theirs.num_attention_heads,
@@ -68,10 +207,13 @@ def import_transformers(folder: str | Path) -> GPT:
              if getattr(theirs, name) != getattr(expected, name)]
     if wrong:
         raise UserError(f"{folder} is not a model of ours: " + "; ".join(wrong))
-    model, stored = GPT(config), load_file(Path(folder) / "model.safetensors")
+    model, stored = GPT(config), checkpoint.load_tensors(Path(folder) / "model.safetensors")
+    own_tensors = {hf_name(name): weight for name, weight in model.named_parameters()}
+    if wrong := checkpoint.mismatches({name: tensor.float() for name, tensor in stored.items()}, own_tensors):
+        raise UserError(f"{folder} is not a model of ours: " + "; ".join(wrong))
     with torch.no_grad():
-        for name, weight in model.named_parameters():
-            weight.copy_(stored[hf_name(name)])
+        for name, weight in own_tensors.items():
+            weight.copy_(stored[name])
     return model.eval()
 
 
@@ -99,6 +241,14 @@ def hf_name(name: str) -> str:
         return name
     _, layer, *part, _ = name.split(".")
     return f"model.layers.{layer}.{_PARTS['.'.join(part)]}.weight"
+
+
+def _mlx_name(name: str) -> str:
+    """Parameter name in mlx-lm's nanochat of our tensor `name`."""
+    if not name.startswith("blocks."):
+        return name if name == "lm_head.weight" else f"transformer.{name}"
+    _, layer, *part, _ = name.split(".")
+    return f"transformer.h.{layer}.{_MLX['.'.join(part)]}.weight"
 
 
 def hf_state_dict(model: GPT) -> dict[str, Tensor]:

@@ -1,17 +1,20 @@
-"""Verbs that train a model and use what was trained: train, sample, tie, export."""
+"""Verbs that train a model and use what was trained: train, sample, tie, export, import."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 from tinylib.checks import UserError, check_int, raise_if
 from tinylib.cli import tables
 from tinylib.cli.verbs import Flags, Result, RunName, verb
 from tinylib.config import DeviceKind, TieMethod, TrainConfig
 from tinylib.launch import attach, write_slurm
+from tinylib.profiles import profile
 from tinylib.rundir import Eval, RunDirectory, find_run, show_progress
 from tinylib.sampling import Sampling
 from tinylib.shards import Shards
@@ -126,16 +129,40 @@ def tie(run: RunName, output: Path | None = None, untie: bool = False, method: T
 
 
 @verb()
-def export(run: RunName, out: Path) -> Result:
-    """Write a run's newest checkpoint as a folder that transformers loads.
+def export(run: RunName, out: Path, format: Literal["transformers", "mlx"] = "transformers") -> Result:
+    """Write a run's newest checkpoint as a folder for another library, load it there, and compare the two.
 
     Args:
         out: folder to write
+        format: library that is to load it; mlx is mlx-lm's
     """
-    from tinylib.export import export_transformers
+    from tinylib.checkpoint import read_model_config
+    from tinylib.export import audit, export_mlx, export_transformers
 
     checkpoint = find_run(run).checkpoint()
-    return Result({"checkpoint": checkpoint, "out": export_transformers(checkpoint, out)})
+    written = (export_mlx if format == "mlx" else export_transformers)(checkpoint, out)
+    twice = read_model_config(checkpoint).tied and format == "mlx"
+    facts = {"checkpoint": checkpoint, "out": written, **({"tied_table": "written twice"} if twice else {})}
+    if format == "mlx" and find_spec("mlx_lm") is None:
+        return Result(facts | {"compared": "nothing, because mlx-lm is not installed"})
+    return Result(facts | audit(checkpoint, written))
+
+
+@verb(name="import")
+def import_(folder: Path, output: Path | None = None, data: Path | None = None) -> Result:
+    """Make a run of a folder that export wrote.
+
+    Args:
+        folder: folder with config.json, model.safetensors and tokenizer.json
+        output: run directory to write; None takes the folder's name, in the profile's runs
+        data: shards made with its tokenizer, to evaluate on and to tie with; None takes the profile's
+    """
+    from tinylib.checkpoint import read_model_config
+    from tinylib.export import import_run
+
+    run = RunDirectory(output or profile().runs / folder.resolve().name)
+    made = import_run(folder, run, str(data or profile().shards))
+    return Result({"run": run.path, "checkpoint": made.name, **dataclasses.asdict(read_model_config(made))})
 
 
 def _raise_if_taken(*runs: RunDirectory) -> None:

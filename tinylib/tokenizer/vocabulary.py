@@ -200,6 +200,29 @@ or more text
         There, a special token's name in a text becomes its id unless the reader sets `encode_special_tokens = True`,
         which the file can't set.
         """
+        files.write_text(Path(path), json.dumps(self._huggingface(), ensure_ascii=False, indent=1) + "\n")
+
+    @classmethod
+    def load_huggingface(cls, path: str | os.PathLike[str]) -> Tokenizer:
+        """The tokenizer in a `tokenizer.json` that `save_huggingface` wrote; UserError for any other."""
+        content = files.read_json(Path(path))
+        if content is None:
+            raise FileNotFoundError(f"{path} is missing: use a folder that holds a tokenizer.json")
+        value = {character: number for number, character in enumerate(_spelling())}
+        try:
+            vocabulary = content["model"]["vocab"]
+            words = sorted(vocabulary.keys() - set(SPECIAL_TOKENS), key=vocabulary.__getitem__)
+            found = cls([bytes(value[character] for character in word) for word in words])
+            ours = found._huggingface()
+            if all(content[part] == ours[part] for part in ("model", "pre_tokenizer", "normalizer")):
+                return found
+        except (KeyError, TypeError, UserError):
+            pass
+        raise UserError(f"the tokenizer in {path} is not one that tinylib exports, so ids would not be the same: use "
+                        "the model with its own tools")
+
+    def _huggingface(self) -> dict[str, Any]:
+        """Content of a `tokenizer.json`."""
         spelling = _spelling()
         spelled = ["".join(spelling[value] for value in word) for word in self.tokens]
         merges = [[spelled[left], spelled[right]] for left, right in self.merges()]
@@ -211,10 +234,9 @@ or more text
         model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
                  "vocab": vocabulary, "merges": merges}
-        content = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
-                   "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-                   "post_processor": None, "decoder": byte_level, "model": model}
-        files.write_text(Path(path), json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+        return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
+                "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+                "post_processor": None, "decoder": byte_level, "model": model}
 
     def merges(self) -> list[tuple[int, int]]:
         """The pair of ids that each merge joins, in the order in which they were learned.
