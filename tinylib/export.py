@@ -9,6 +9,7 @@ import json
 import re
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,7 +88,8 @@ def export_mlx(folder: str | Path, out: str | Path) -> Path:
 def _write(folder: Path, out: Path, model: GPT, tokenizer: Tokenizer, config: NanoChatConfig | dict[str, Any],
            tensors: dict[str, Tensor]) -> Path:
     """Write an export, atomically."""
-    with write_folder(out.resolve(), _FILES) as part:
+    out = out.resolve()
+    with write_folder(out, _FILES) as part:
         if isinstance(config, dict):
             (part / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
         else:
@@ -99,7 +101,7 @@ def _write(folder: Path, out: Path, model: GPT, tokenizer: Tokenizer, config: Na
                  "chat_template": CHAT_TEMPLATE}
         (part / "tokenizer_config.json").write_text(json.dumps(names, indent=2), encoding="utf-8")
         (part / "README.md").write_text(model_card(folder, model.config), encoding="utf-8")
-    return out.resolve()
+    return out
 
 
 def model_card(folder: Path, config: GPTConfig) -> str:
@@ -122,27 +124,31 @@ def model_card(folder: Path, config: GPTConfig) -> str:
 
 
 def audit(folder: str | Path, out: str | Path) -> dict[str, Any]:
-    """Load an export in a fresh process, with nothing of ours, and compare its logits and ids with ours.
+    """Load an export in a fresh process, with nothing of ours, and compare its logits, ids and tie with ours.
 
-    Raises UserError if logits differ by more than 1e-3 or an id differs.
+    Raises UserError if logits differ by more than 1e-3, an id differs, or one table became two or two one.
     """
     model, tokenizer = checkpoint.load_model(folder), Tokenizer.load(Path(folder) / checkpoint.TOKENIZER)
     ids = torch.arange(min(64, model.config.seq_len)) * 7 % tokenizer.vocab_size
     text = "Return the größe of 1234 strings:\n\n    語🎈\t()"
-    mlx = "transformer.wte.weight" in load_file(Path(out) / "model.safetensors")
+    stored = load_file(Path(out) / "model.safetensors")
+    mlx = "transformer.wte.weight" in stored
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        logits, their_ids = pool.submit(_theirs, str(out), ids.tolist(), text, mlx).result()
+        logits, their_ids, tied = pool.submit(_theirs, str(out), ids.tolist(), text, mlx).result()
     with torch.no_grad():
         apart = float((model(ids[None])[0] - torch.tensor(logits)).abs().max())
-    if apart > 1e-3 or their_ids != tokenizer.encode(text):
-        raise UserError(f"{out} is not the model of {folder}: logits differ by {apart:.1e}, its ids of a text are "
-                        f"{'the same' if their_ids == tokenizer.encode(text) else 'others'}")
-    return {"compared_logits": ids.numel() * model.config.vocab_size, "largest_difference": apart,
-            "compared_ids": len(their_ids)}
+    wrong = [f"logits differ by {apart:.1e}" if apart > 1e-3 else None,
+             "ids of a text differ" if their_ids != tokenizer.encode(text) else None,
+             f"its tables are {'tied' if tied else 'untied'}" if not mlx and (
+                 tied != model.config.tied or ("lm_head.weight" in stored) == tied) else None]
+    if any(wrong):
+        raise UserError(f"{out} is not the model of {folder}: {', '.join(filter(None, wrong))}")
+    return {"compared_logits": ids.numel() * model.config.vocab_size, "largest_difference": f"{apart:.1e}",
+            "compared_ids": len(their_ids), "tied": tied}
 
 
-def _theirs(out: str, ids: list[int], text: str, mlx: bool) -> tuple[list[Any], list[int]]:
-    """Logits and ids of an export, computed by the library that it is for."""
+def _theirs(out: str, ids: list[int], text: str, mlx: bool) -> tuple[list[Any], list[int], bool]:
+    """Logits and ids of an export, and whether it has one table, by the library that it is for."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
@@ -152,9 +158,12 @@ def _theirs(out: str, ids: list[int], text: str, mlx: bool) -> tuple[list[Any], 
         import mlx.core as mx
         from mlx_lm import load
 
-        return load(out)[0](mx.array([ids]))[0].tolist(), their_ids
+        return load(out)[0](mx.array([ids]))[0].tolist(), their_ids, False
+    theirs = AutoModelForCausalLM.from_pretrained(out)
     with torch.no_grad():
-        return AutoModelForCausalLM.from_pretrained(out)(input_ids=torch.tensor([ids])).logits[0].tolist(), their_ids
+        logits = theirs(input_ids=torch.tensor([ids])).logits[0].tolist()
+    one = theirs.get_output_embeddings().weight.data_ptr() == theirs.get_input_embeddings().weight.data_ptr()
+    return logits, their_ids, one and theirs.config.tie_word_embeddings
 
 
 def import_run(folder: str | Path, run: RunDirectory, data: str) -> Path:
@@ -219,6 +228,7 @@ def import_transformers(folder: str | Path) -> GPT:
 
 def hf_config(config: GPTConfig, bos: int | None = None) -> NanoChatConfig:
     """`NanoChatConfig` equivalent to `config`; sets every field whose default differs."""
+    _need_transformers()
     from transformers import NanoChatConfig
 
     return NanoChatConfig(
@@ -227,6 +237,11 @@ def hf_config(config: GPTConfig, bos: int | None = None) -> NanoChatConfig:
         max_position_embeddings=config.seq_len, rms_norm_eps=NORM_EPS, final_logit_softcapping=config.softcap,
         rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta}, tie_word_embeddings=config.tied,
         bos_token_id=bos, eos_token_id=bos, pad_token_id=None)
+
+
+def _need_transformers() -> None:
+    if find_spec("transformers") is None:
+        raise UserError("transformers is not installed: pip install 'tinylib[export]'")
 
 
 def hf_name(name: str) -> str:
