@@ -183,7 +183,10 @@ def decode(project: Callable[[Tensor], tuple[Tensor, ...]],
 def counting_curve(training: np.ndarray, text: np.ndarray, vocab_size: int, sizes: Sequence[int]) -> list[float]:
     """Bits per token after reading more and more of the training text.
 
-    Conclusion for the course's corpus: CONCLUSION
+    On the course's corpus: 8.92, 8.05, 6.99 and 5.55 bits per token after 0.1, 0.3, 1 and 6.7 million tokens.  I
+    expected each factor of three to save less than the one before; it saves about a bit each time, and no bend is seen.
+    The 5-gram passes the model (5.62) somewhere between 3 and 6.7 million tokens, though the model has read 2.8 million.
+    The answer is limited by the text, which ends at 6.7 million tokens, and by its order, package after package.
     """
     return [float(KneserNey(training[:size], vocab_size).bits(text).mean()) for size in sizes]
 

@@ -55,8 +55,9 @@ def shrunk(words: list[str], text: Path) -> list[str]:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small text, to run commands in."""
     folder = tmp_path_factory.mktemp("home")
-    lines = (f"Line {n} says {n * n}, and {n + 1} comes next.\n" for n in range(2000))
-    (folder / "text.txt").write_text("\n".join(lines))
+    lines = [f"Line {n} says {n * n}, and {n + 1} comes next.\n" for n in range(2000)]
+    documents = ("\n".join(lines[start:start + 10]) for start in range(0, 2000, 10))
+    (folder / "text.txt").write_text("\n<|endoftext|>\n".join(documents))
     return folder
 
 

@@ -30,6 +30,7 @@ HOUSE = {
     "optim": "Muon and AdamW by parameter role, learning-rate schedule, gradient scaling",
     "checkpoint": "atomic checkpoints, exact resume, starting from another run",
     "tying": "tied tables out of a trained untied checkpoint, and the other way round",
+    "decoding": "one decoding step in few operations",
     "sampling": "sampling parameters",
     "generate": "sampling with a KV cache, streamed, in batches that sequences join and leave",
     "evaluate": "bits per byte by document, source and kind; confidence intervals",

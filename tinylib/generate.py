@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tinylib.checks import UserError, raise_if
+from tinylib.decoding import DecodingStep
 from tinylib.model import GPT, KVCache
 from tinylib.sampling import Sampling
 
@@ -44,6 +45,7 @@ class Batch:
         """Sample ids below `vocab_size` only (None: all); those above are rows of the table that no tokenizer has."""
         self.model, self.max_rows, self.vocab_size = model, max_rows, vocab_size
         self.requests: list[Request] = []
+        self._next_logits = DecodingStep(model)
         self._cache = KVCache(model, max_rows, model.config.seq_len)
         self._cache.lengths = []
 
@@ -72,8 +74,8 @@ class Batch:
         for row, request in enumerate(self.requests):
             if self._cache.lengths[row] == context:
                 self._read(request, row, max(1, context // 2))
-        last_B1 = torch.tensor([[request.ids[-1]] for request in self.requests], device=self.model.device)
-        logits_BV = self.model(last_B1, cache=self._cache)[:, -1, :self.vocab_size]
+        last_B = torch.tensor([request.ids[-1] for request in self.requests], device=self.model.device)
+        logits_BV = self._next_logits(last_B, self._cache)[:, :self.vocab_size]
         drawn = torch.stack([sample(logits_V, request) for logits_V, request in zip(logits_BV, self.requests,
                                                                                    strict=True)]).tolist()
         for request, token in zip(self.requests, drawn, strict=True):
