@@ -20,7 +20,7 @@ from transformers import NanoChatForCausalLM
 
 from tinylib.config import PRESETS
 from tinylib.export import hf_config, hf_state_dict
-from tinylib.generate import Batch
+from tinylib.generate import Engine
 from tinylib.model import GPT
 from tinylib.sampling import Sampling
 
@@ -42,7 +42,7 @@ def contenders(name: str, rows: int, tokens: int, dtype: torch.dtype) -> dict[st
     ids = torch.tensor([PROMPT] * rows)
 
     def ours() -> list[list[int]]:
-        batch = Batch(model, rows)
+        batch = Engine(model, rows)
         requests = [batch.add(PROMPT, Sampling(temperature=0, max_tokens=tokens)) for _ in range(rows)]
         for _ in range(tokens):
             batch.step()

@@ -21,7 +21,7 @@ from transformers.generation import (
 from tinylib import checkpoint
 from tinylib.checks import ConfigError
 from tinylib.export import export_transformers
-from tinylib.generate import Batch, Request, candidates, generate, generate_batch, generate_ids, sample
+from tinylib.generate import Engine, Request, candidates, generate, generate_batch, generate_ids, sample
 from tinylib.sampling import Sampling
 from tinylib.tokenizer import Tokenizer
 
@@ -52,7 +52,7 @@ def test_logits_of_a_batch_of_different_lengths_are_those_of_full_passes(tiny, t
     exact = randomised(replace(tiny.model, tied=tied), std=0.3).eval()
     model = copy.deepcopy(exact).to(dtype)
     model.dtype = dtype
-    batch, generator, seen = Batch(model), torch.Generator().manual_seed(0), []
+    batch, generator, seen = Engine(model), torch.Generator().manual_seed(0), []
     for size in (1, 9, 4, 17, 9):
         batch.add(torch.randint(300, (size,), generator=generator).tolist(), Sampling(temperature=0, max_tokens=8))
     next_logits = batch._next_logits
@@ -74,7 +74,7 @@ def test_rows_join_and_leave_and_get_the_ids_that_they_get_alone(model) -> None:
               Sampling(max_tokens=25, temperature=1.5, seed=6, repetition_penalty=1.3)]
     prompts = [[1], [2, 3, 4, 5, 6, 7, 8], list(range(40)), [9, 9], list(range(50, 62))]
     alone = [list(generate_ids(model, ids, **vars(how))) for ids, how in zip(prompts, chosen, strict=True)]
-    batch, waiting, done = Batch(model, max_rows=3), [4, 3, 2, 1, 0], {}
+    batch, waiting, done = Engine(model, max_rows=3), [4, 3, 2, 1, 0], {}
     numbers = {}
     while waiting or batch.requests:
         while waiting and len(batch.requests) < 3:
@@ -86,9 +86,9 @@ def test_rows_join_and_leave_and_get_the_ids_that_they_get_alone(model) -> None:
             batch.remove(request)
     assert [done[number] for number in range(5)] == alone
     with pytest.raises(ConfigError, match="max_rows=1 requests are there: remove one first"):
-        (full := Batch(model, 1)).add([1], chosen[0]), full.add([1], chosen[0])
+        (full := Engine(model, 1)).add([1], chosen[0]), full.add([1], chosen[0])
     with pytest.raises(ConfigError, match="start from at least one id"):
-        Batch(model).add([], chosen[0])
+        Engine(model).add([], chosen[0])
 
 
 @pytest.mark.parametrize("how", [

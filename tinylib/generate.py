@@ -35,7 +35,7 @@ class Request:
         return len(self.ids) - self.prompt >= self.sampling.max_tokens
 
 
-class Batch:
+class Engine:
     """Continuous batching: up to `max_rows` requests share each forward pass, and may join and leave between two.
 
     When the context of a request is full, it goes on with the newer half of it.
@@ -51,7 +51,7 @@ class Batch:
 
     def add(self, ids: list[int], sampling: Sampling) -> Request:
         """Read a prompt of at least one id, of a longer one than the context its end; `step` goes on from there."""
-        raise_if("Batch", [None if ids else "ids is empty: start from at least one id, such as the tokenizer's bos",
+        raise_if("Engine", [None if ids else "ids is empty: start from at least one id, such as the tokenizer's bos",
                            None if len(self.requests) < self.max_rows else
                            f"max_rows={self.max_rows} requests are there: remove one first"])
         generator = torch.Generator(self.model.device).manual_seed(sampling.seed)
@@ -137,20 +137,22 @@ def generate_batch(model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], sam
     Each text is the one that it would be alone, up to rounding: its seed is its own, and so are its filters.
     """
     check_tokenizer(model, tokenizer)
-    batch, waiting = Batch(model, max_rows, tokenizer.vocab_size), list(enumerate(zip(prompts, sampling, strict=True)))
+    waiting = list(enumerate(zip(prompts, sampling, strict=True)))
+    max_rows = min(max_rows, len(waiting))    # a cache has memory for all its rows
+    engine = Engine(model, max_rows, tokenizer.vocab_size)
     texts: dict[Request, tuple[int, _Text]] = {}
-    while waiting or batch.requests:
-        while waiting and len(batch.requests) < max_rows:
+    while waiting or engine.requests:
+        while waiting and len(engine.requests) < max_rows:
             index, (prompt, how) = waiting.pop(0)
             if how.max_tokens:
-                request = batch.add([tokenizer.bos, *tokenizer.encode(prompt)], how)
+                request = engine.add([tokenizer.bos, *tokenizer.encode(prompt)], how)
                 texts[request] = index, _Text(tokenizer, how.stop)
-        for request, token in batch.step() if batch.requests else ():
+        for request, token in engine.step() if engine.requests else ():
             index, text = texts[request]
             if piece := text.add(token, last=request.finished):
                 yield index, piece
             if text.ended or request.finished:
-                batch.remove(request)
+                engine.remove(request)
 
 
 class _Text:
@@ -185,7 +187,7 @@ def check_tokenizer(model: GPT, tokenizer: Tokenizer) -> None:
 
 def generate_ids(model: GPT, ids: list[int], vocab_size: int | None = None, **sampling: Any) -> Iterator[int]:
     """Sample ids below `vocab_size` (None: all) after `ids`; the keywords are the fields of `Sampling`."""
-    batch = Batch(model, 1, vocab_size)
-    request = batch.add(ids, Sampling(**sampling))
+    engine = Engine(model, 1, vocab_size)
+    request = engine.add(ids, Sampling(**sampling))
     while not request.finished:
-        yield batch.step()[0][1]
+        yield engine.step()[0][1]
