@@ -22,6 +22,7 @@ test: lint
 	$(PYTEST) -m "not slow and not network" $(CHECKED)
 
 test-all: lint
+	@$(PIP) -e '.[dev,lm-eval]'
 	$(PYTEST) -m "not network" $(CHECKED)
 
 lab: $(READY)
