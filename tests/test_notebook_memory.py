@@ -88,7 +88,7 @@ class Kernel:
         """A corpus whose held-out documents fill the windows of any profile."""
         draw, file = random.Random(0), folder / "text.jsonl"
         words = ["".join(draw.choices("abcdefghijklm", k=5)) for _ in range(300)]
-        documents = (" ".join(draw.choices(words, k=1_000)) for _ in range(300))
+        documents = ("\n".join(" ".join(draw.choices(words, k=10)) for _ in range(100)) for _ in range(300))
         file.write_text("\n".join(json.dumps({"text": text}) for text in documents), encoding="utf-8")
         return file
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
 from multiprocessing import get_context
@@ -196,11 +197,8 @@ def import_transformers(folder: str | Path) -> GPT:
 
     stated, own = read_json(Path(folder) / "config.json"), sorted(Path(folder).glob("model_*.pt"))
     if own:
-        names = {re.sub(r"[.\d]+", ".", name) for name in torch.load(own[-1], "meta", weights_only=True, mmap=True)}
-        ours = {"transformer.wte.weight", "lm_head.weight", *(f"transformer.h.{part}.weight" for part in _MLX.values())}
-        foreign = sorted(names - ours)
-        raise UserError(f"{folder} is a checkpoint of nanochat itself, which is not what this library trains" + (
-            f": it has {', '.join(foreign)}" if foreign else "; convert it with transformers' script first"))
+        raise UserError(f"{folder} is a checkpoint of nanochat itself; this library's model lacks "
+                        f"{', '.join(_foreign_names(own[-1])) or 'nothing of it, but reads no pickle'}")
     if stated is None:
         raise FileNotFoundError(f"{folder} is no exported model: it has no config.json")
     if stated.get("model_type") != "nanochat":
@@ -224,6 +222,16 @@ def import_transformers(folder: str | Path) -> GPT:
         for name, weight in own_tensors.items():
             weight.copy_(stored[name])
     return model.eval()
+
+
+def _foreign_names(file: Path) -> list[str]:
+    """Names of tensors in a `.pt` file of nanochat that our model lacks, found without unpickling."""
+    with zipfile.ZipFile(file) as packed:
+        content = b"".join(packed.read(name) for name in packed.namelist() if name.endswith("data.pkl"))
+    found = re.findall(rb"[a-z_][\w.]*(?:\.weight|_lambdas?)", content)
+    names = {re.sub(r"\.\d+", "", name.decode()) for name in found}
+    ours = {"transformer.wte.weight", "lm_head.weight", *(f"transformer.h.{part}.weight" for part in _MLX.values())}
+    return sorted(names - ours)
 
 
 def hf_config(config: GPTConfig, bos: int | None = None) -> NanoChatConfig:

@@ -289,9 +289,9 @@ def rope_table(start: int | Tensor, tokens: int, head_dim: int, theta: float,
     Source: Su et al. 2021, https://arxiv.org/abs/2104.09864, eq. 15.
     """
     position_T = torch.arange(tokens, device=device, dtype=torch.float32)
-    position_T = position_T + (start[:, None, None] if isinstance(start, Tensor) else start)
+    position_T = position_T + (start.view(-1, 1, 1) if isinstance(start, Tensor) else start)
     channel_H = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32)
-    angle_TH = position_T[..., None] * theta ** (-channel_H / head_dim)
+    angle_TH = position_T.unsqueeze(-1) * theta ** (-channel_H / head_dim)
     return angle_TH.cos(), angle_TH.sin()
 
 
