@@ -237,6 +237,20 @@ def test_at_equal_bytes_and_seconds_arms_are_read_off_their_own_line(tiny, monke
     assert found["mean"]["two"] == pytest.approx(3.0 - 0.2 * np.log(longer) / np.log(4), abs=0.01)
 
 
+def test_arms_with_other_rates_have_lines_of_their_own(tiny):
+    path = tiny(("small = 3e7", "small = 3e7\nlarge = 12e7"), ('"one", "two", "more"', '"one"'),
+                ('budget = "small"', 'budget = "large"'), ("seeds = [0]", "seeds = [0]\nrates = [1, 0.5]"))
+    description = describe(path)
+    for block in (description.blocks["depth"], replace(description.blocks["depth"], budget="small")):
+        for trial in description.block_trials(block):
+            append(description.records_file, {
+                "config": trial.identity, "hardware": "cpu", "torch": "2", "threads": 1, "dtype": "float32",
+                "text": "t", "date": "2026-11-27", "arm": trial.arm, "seed": 0, "steps": trial.config.steps,
+                "bytes": trial.flops, "bits_per_byte": 3 + 0.1 * ("rates" in trial.arm) - (trial.budget == "large")})
+    found = experiments.report(path, "bytes")[0].compared
+    assert found["mean"].to_dict() == pytest.approx({"one": 2.0, "one, rates ×0.5": 2.1})
+
+
 def test_steps_are_timed_on_an_idle_machine_only(tiny, monkeypatch):
     path = tiny(('"one", "two", "more"', '"one", "two"'))
     monkeypatch.setattr("psutil.cpu_percent", lambda interval: 50)

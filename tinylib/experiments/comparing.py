@@ -192,9 +192,8 @@ def _at_equal(description: Description, block: Block, own: list[Record], found: 
     rows = []
     for record in own:
         points = {amount(other): other["bits_per_byte"] for budget in description.budgets
-                  for trial in description.block_trials(replace(block, arms=[record["arm"]], budget=budget,
-                                                                seeds=[record["seed"]]))
-                  for other in of_trial(trial, by_machine(found)[machine])[-1:]}
+                  for trial in description.block_trials(replace(block, budget=budget, seeds=[record["seed"]]))
+                  if trial.arm == record["arm"] for other in of_trial(trial, by_machine(found)[machine])[-1:]}
         if wanted and len(points) > 1 and not np.isnan([*points, *wanted]).any():
             rows.append(record | {"bits_per_byte": at_amount(points, wanted[0])})
     return rows
