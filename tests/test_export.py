@@ -119,6 +119,13 @@ def test_the_audit_finds_another_model_another_tokenizer_and_a_lost_tie(exported
         audit(tmp_path / "step", folder)
 
 
+def test_without_transformers_the_error_says_what_to_install(exported, monkeypatch) -> None:
+    _, folder, _ = exported
+    monkeypatch.setattr("tinylib.export.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'tinylib\[export\]'"):
+        import_transformers(folder)
+
+
 def test_the_chat_template_is_nanochats(exported) -> None:
     _, folder, _ = exported
     theirs = AutoTokenizer.from_pretrained(folder)

@@ -1,8 +1,8 @@
-"""One decoding step in few operations: for a single token, starting an operation costs more than its arithmetic.
+"""One decoding step in few operations, because starting an operation costs more than its arithmetic on one token.
 
 Against the model's own forward pass: one product for query, key and value; queries and keys are rotated and normed
 together; residual additions belong to the products; and weights are kept transposed, as products of few rows read them
-fastest on a CPU.  In benchmarks/RESULTS.md 1.2 to 2.5 times as fast.
+fastest on a CPU.  At batch 1 it is 2.5 times as fast at micro and 1.6 at goldilocks (benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations

@@ -79,7 +79,8 @@ def export_mlx(folder: str | Path, out: str | Path) -> Path:
               "num_attention_heads": shape.n_head, "num_key_value_heads": shape.n_head, "vocab_size": shape.vocab_size,
               "max_position_embeddings": shape.seq_len, "intermediate_size": shape.mlp_dim,
               "rope_theta": shape.rope_theta, "bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.bos}
-    tensors = {_mlx_name(name): weight.detach() for name, weight in model.named_parameters()}
+    tensors = {_renamed(name, "transformer.wte.weight", "transformer.h", _MLX): weight.detach()
+               for name, weight in model.named_parameters()}
     wte_VD = model.wte.weight.detach()
     tensors |= {"transformer.wte.weight": wte_VD / wte_VD.square().mean(1, keepdim=True).sqrt().clamp(min=1e-12),
                 "lm_head.weight": model.unembedding.detach().clone()}
@@ -193,6 +194,7 @@ def import_transformers(folder: str | Path) -> GPT:
 
     Raises UserError if it has what our model lacks, such as grouped heads or an MLP that is not 4·D wide.
     """
+    _need_transformers()
     from transformers import NanoChatConfig
 
     stated, own = read_json(Path(folder) / "config.json"), sorted(Path(folder).glob("model_*.pt"))
@@ -258,20 +260,15 @@ def hf_name(name: str) -> str:
     >>> hf_name("blocks.3.mlp.up.weight")
     'model.layers.3.mlp.fc1.weight'
     """
-    if name == "wte.weight":
-        return "model.embed_tokens.weight"
-    if name == "lm_head.weight":
-        return name
-    _, layer, *part, _ = name.split(".")
-    return f"model.layers.{layer}.{_PARTS['.'.join(part)]}.weight"
+    return _renamed(name, "model.embed_tokens.weight", "model.layers", _PARTS)
 
 
-def _mlx_name(name: str) -> str:
-    """Parameter name in mlx-lm's nanochat of our tensor `name`."""
+def _renamed(name: str, wte: str, layers: str, parts: dict[str, str]) -> str:
+    """Name of our tensor `name` in a library that calls the embedding `wte` and the blocks `layers`."""
     if not name.startswith("blocks."):
-        return name if name == "lm_head.weight" else f"transformer.{name}"
+        return wte if name == "wte.weight" else name
     _, layer, *part, _ = name.split(".")
-    return f"transformer.h.{layer}.{_MLX['.'.join(part)]}.weight"
+    return f"{layers}.{layer}.{parts['.'.join(part)]}.weight"
 
 
 def hf_state_dict(model: GPT) -> dict[str, Tensor]:

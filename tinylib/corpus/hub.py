@@ -42,8 +42,8 @@ def from_hub(name: str, folder: Path, shards: int | None, column: str | None, re
     """The first `shards` training files and those of validation, downloaded where they are missing.
 
     `folder` keeps the listing.  With `check`, `shards` and `column` are remembered there, and files in the cache are
-    hashed again.  Raises ConfigError for more shards than there are; ConnectionError or OSError, with the name of the
-    file, for one that can't be downloaded whole.
+    hashed again.  Raises ConfigError for more shards than there are; ConnectionError or OSError, which name
+    the file, if one can't be downloaded whole.
     """
     owner, title, *inside = HUB.get(name, name).split("/")
     repo, listing_file = f"{owner}/{title}", folder / "listing.json"

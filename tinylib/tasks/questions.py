@@ -46,7 +46,7 @@ class Question:
     sequences: list[list[int]]
     """Ids of every choice with its prompt; of a language-modeling item there is one."""
     starts: list[int]
-    """Where the part that is scored begins in each; it goes to the end."""
+    """Index of the first scored token in each; scoring goes on to the end."""
     gold: int | None
     """Index of the right choice; None asks whether greedy decoding gives the scored part."""
     total: bool = False
@@ -191,7 +191,7 @@ def read_items(file: Path, kind: Kind) -> list[dict[str, Any]]:
 
 
 def _wrong(item: dict[str, Any], fields: dict[str, type]) -> str | None:
-    """What makes `item` no item of these fields; None if it is one."""
+    """Problem with `item` as an item of these fields; None if there is none."""
     for name, kind in fields.items():
         if name not in item:
             return f"lacks {name}"
