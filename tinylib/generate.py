@@ -124,29 +124,32 @@ def candidates(logits_V: Tensor, how: Sampling) -> tuple[Tensor, Tensor]:
 def generate(model: GPT, tokenizer: Tokenizer, prompt: str = "", **sampling: Any) -> Iterator[str]:
     """Sample a continuation of `prompt`, streamed as text; the keywords are the fields of `Sampling`.
 
-    A BOS token precedes the prompt.  The text ends after `max_tokens`, before a stop string, or with the document.  Ids
-    of the model that the tokenizer lacks are never sampled.  Raises UserError if the model lacks ids of the tokenizer.
+    A BOS token precedes the prompt.  The text ends after `max_tokens`, before a stop string, or with a special token,
+    so with the document or the answer.  Ids of the model that the tokenizer lacks are never sampled.  Raises UserError
+    if the model lacks ids of the tokenizer.
     """
     return (piece for _, piece in generate_batch(model, tokenizer, [prompt], [Sampling(**sampling)]))
 
 
-def generate_batch(model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], sampling: Sequence[Sampling],
+def generate_batch(model: GPT, tokenizer: Tokenizer, prompts: Sequence[str | list[int]], sampling: Sequence[Sampling],
                    max_rows: int = 16) -> Iterator[tuple[int, str]]:
     """Sample a continuation of each prompt, up to `max_rows` at once: the index of a prompt, and a piece of its text.
 
+    A prompt is a text, which BOS precedes, or the ids of one with its special tokens, such as `render_prompt` gives.
     Each text is the one that it would be alone, up to rounding: its seed is its own, and so are its filters.
     """
     check_tokenizer(model, tokenizer)
     waiting = list(enumerate(zip(prompts, sampling, strict=True)))
     max_rows = min(max_rows, len(waiting))    # a cache has memory for all its rows
     engine = Engine(model, max_rows, tokenizer.vocab_size)
-    texts: dict[Request, tuple[int, _Text]] = {}
+    texts: dict[Request, tuple[int, TextStream]] = {}
     while waiting or engine.requests:
         while waiting and len(engine.requests) < max_rows:
             index, (prompt, how) = waiting.pop(0)
             if how.max_tokens:
-                request = engine.add([tokenizer.bos, *tokenizer.encode(prompt)], how)
-                texts[request] = index, _Text(tokenizer, how.stop)
+                ids = [tokenizer.bos, *tokenizer.encode(prompt)] if isinstance(prompt, str) else prompt
+                request = engine.add(ids, how)
+                texts[request] = index, TextStream(tokenizer, how.stop)
         for request, token in engine.step() if engine.requests else ():
             index, text = texts[request]
             if piece := text.add(token, last=request.finished):
@@ -155,16 +158,22 @@ def generate_batch(model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], sam
                 engine.remove(request)
 
 
-class _Text:
-    """Text of a growing sequence, in whole characters; the beginning of what may be a stop string is held back."""
+class TextStream:
+    """Streamed text of a growing sequence, in whole characters; what may begin a stop string is held back.
+
+    It ends with a special token: BOS begins the next document, `<|assistant_end|>` ends an answer.
+    """
+
+    ended: bool = False
+    """Whether a special token or a stop string has ended it."""
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
-        self.tokenizer, self.stop, self.held, self.ended = tokenizer, stop, "", False
+        self.tokenizer, self.stop, self.held = tokenizer, stop, ""
         self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def add(self, token: int, last: bool) -> str:
         """The text that `token` adds; at the end, all that is left."""
-        self.ended = token == self.tokenizer.bos
+        self.ended = token >= self.tokenizer.bos    # the special tokens are the last ids
         data = b"" if self.ended else self.tokenizer.decode_bytes([token])
         text = self.held + self.decoder.decode(data, final=self.ended or last)
         found = [place for stop in self.stop if (place := text.find(stop)) >= 0]

@@ -5,9 +5,11 @@ whitespace the pattern's look-ahead overflows the stacks of tiktoken and rustbpe
 need none; the words are the same.
 """
 
+from tinylib.tokenizer.conversation import Messages, check_messages, in_answer, render, render_prompt
 from tinylib.tokenizer.pretokenize import PATTERN, batch_texts, words
 from tinylib.tokenizer.report import Curve, Decision, by_kind, compression, curve, known_encodings, report
 from tinylib.tokenizer.vocabulary import SPECIAL_TOKENS, Tokenizer
 
-__all__ = ["PATTERN", "SPECIAL_TOKENS", "Curve", "Decision", "Tokenizer", "batch_texts", "by_kind", "compression",
-           "curve", "known_encodings", "report", "words"]
+__all__ = ["PATTERN", "SPECIAL_TOKENS", "Curve", "Decision", "Messages", "Tokenizer", "batch_texts", "by_kind",
+           "check_messages", "compression", "curve", "in_answer", "known_encodings", "render", "render_prompt",
+           "report", "words"]
