@@ -41,8 +41,8 @@ def check_messages(messages: Any) -> Messages:
     for place, turn in enumerate(turns):
         expected = ("user", "assistant")[place % 2]
         if turn["role"] != expected:
-            raise UserError(f"messages[{place + len(system)}].role={turn['role']!r} is not {expected!r}: user and assistant "
-                            "take turns, the user first; only a system message may precede them")
+            raise UserError(f"messages[{place + len(system)}].role={turn['role']!r} is not {expected!r}: user and "
+                            "assistant take turns, the user first; only a system message may precede them")
     return turns
 
 
