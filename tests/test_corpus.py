@@ -257,7 +257,7 @@ def test_lone_surrogates_in_json_are_replaced(tmp_path):
 
 @pytest.mark.parametrize("name,content,message", [
     ("a.jsonl", b'{"text": "x"}\n{"txt": "y"}\n', r"line 2 of .*a\.jsonl has no field 'text': use .* of txt that"),
-    ("a.jsonl", b'{"text": 5}\n', r"line 1 of .*a\.jsonl has no text in 'text' but 5"),
+    ("a.jsonl", b'{"text": 5}\n', r"line 1 of .*a\.jsonl has no text or messages in 'text' but 5"),
     ("a.jsonl", b"{\n", r"line 1 of .*a\.jsonl is no JSON object"),
     ("a.txt", "a line\nand more\n".encode("utf-16-le"), r"a\.txt looks like UTF-16 or UTF-32, line 1 is full"),
     ("a.jsonl", '{"text": "x"}'.encode("utf-32-be"), r"a\.jsonl looks like UTF-16 or UTF-32, line 1"),
@@ -491,7 +491,7 @@ def test_parquet_columns_that_hold_text_are_read_and_others_are_an_error(tmp_pat
     for column in ("text", "large", "packed"):
         assert everything(tmp_path / "a.parquet", column=column) == ["one", "two"]
     for column in ("number", "nested", "listed", "null", "bytes", "nested.text", "absent"):
-        with pytest.raises(ValueError, match=rf"column='{column}' of .* is no column of text: .* text \(string\)"):
+        with pytest.raises(ValueError, match=rf"'{column}' of .* is no column of text or messages: .* text \(string\)"):
             everything(tmp_path / "a.parquet", column=column)
 
 

@@ -26,7 +26,8 @@ HOUSE = {
     "ngram": "n-gram model with Kneser–Ney smoothing, the baseline",
     "distributed": "process group, all-reduce, coordinated stop, records of failed ranks",
     "loss": "chunked cross-entropy of softcapped logits",
-    "model": "the GPT and its KV cache",
+    "kv_cache": "keys and values of past tokens",
+    "model": "the GPT",
     "optim": "Muon and AdamW by parameter role, learning-rate schedule, gradient scaling",
     "checkpoint": "atomic checkpoints, exact resume, starting from another run",
     "tying": "tied tables out of a trained untied checkpoint, and the other way round",
@@ -41,6 +42,8 @@ HOUSE = {
     "launch": "torchrun from a notebook cell, live view of a run, several machines, Slurm",
     "experiments": "shapes × seeds × FLOP budgets, run and resumed; records; comparisons with intervals",
     "export": "conversion to and from transformers",
+    "chat": "fine-tuning on conversations, a terminal, evaluation of answers",
+    "serve": "OpenAI-compatible server and its page",
     "course": "the course: runner and report, exercises, explorer, figures of single notebooks",
     "cli": "command line",
 }

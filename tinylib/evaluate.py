@@ -81,17 +81,17 @@ def score(model: GPT, shards: Shards, *, max_tokens: int | None = None, batch_si
             if stop_requested():
                 stops = 1
                 break
-            sums += _sums(model, x_BT, y_BT, bytes_V)
+            sums += _sums(model, shards, x_BT, y_BT, bytes_V)
     tally = torch.tensor([*sums.tolist(), stops], dtype=torch.float64)
     nats, tokens, text_nats, count, stops = all_reduce_sum(tally).tolist()
     return Score(nats, int(tokens), text_nats, int(count), int(stops))
 
 
 @torch.no_grad()
-def _sums(model: GPT, x_BT: Tensor, y_BT: Tensor, bytes_V: Tensor) -> Tensor:
+def _sums(model: GPT, shards: Shards, x_BT: Tensor, y_BT: Tensor, bytes_V: Tensor) -> Tensor:
     """Nats, targets, nats of text and bytes of one mini-batch in float64, without waiting for a GPU."""
     x_BT, y_BT = (tensor.to(model.device, non_blocking=True) for tensor in (x_BT, y_BT))
-    nats_R = model(x_BT, y_BT, reduction="none").to(bytes_V.device).double()
+    nats_R = model(x_BT, y_BT, reduction="none", segment_BT=shards.segments(x_BT)).to(bytes_V.device).double()
     y_R = y_BT.flatten().to(bytes_V.device)
     bytes_R = torch.where(y_R >= 0, bytes_V[y_R.clamp(min=0)], 0)
     return torch.stack([nats_R.sum(), (y_R >= 0).sum(), (nats_R * (bytes_R > 0)).sum(), bytes_R.sum()])

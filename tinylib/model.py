@@ -1,4 +1,4 @@
-"""The GPT of the course and its KV cache.
+"""The GPT of the course.
 
 Exactly the October-2025 nanochat architecture: embedding → RMSNorm → L × (attention, MLP) → RMSNorm → head → softcap.
 No bias, no norm weights, RoPE then QK-norm, ReLU² in the MLP: `12·L·D² + 2·V·D` parameters (tied: `12·L·D² + V·D`).
@@ -14,7 +14,6 @@ Source: https://github.com/karpathy/nanochat (nanochat/gpt.py, October 2025).  T
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 
@@ -24,76 +23,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tinylib.config import GPTConfig
+from tinylib.kv_cache import KVCache
 from tinylib.loss import Kernel, Reduction, cross_entropy, softcap, softcap_cross_entropy_fwd_bwd
 
 NORM_EPS = 1e-6
-
-
-class KVCache:
-    """KV cache of `model`: keys and values of past tokens, for `batch_size` sequences of up to `capacity` tokens.
-
-    The sequences may have different lengths.  They can leave, and others join, between two forward passes: `lengths`
-    has one entry for each that is there, at most `batch_size`.
-    """
-
-    def __init__(self, model: GPT, batch_size: int, capacity: int) -> None:
-        config = model.config
-        shape = (config.depth, 2, batch_size, config.n_head, capacity, config.head_dim)
-        self._store = torch.zeros(shape, dtype=model.dtype, device=model.device)
-        self.capacity = capacity
-        self.lengths = [0] * batch_size
-        """Number of cached tokens of each sequence, T₀."""
-
-    @property
-    def start(self) -> int | Tensor:
-        """Position of the next token: one for all sequences if they have the same length, else [B]."""
-        same = len(set(self.lengths)) <= 1
-        return max(self.lengths, default=0) if same else torch.tensor(self.lengths, device=self._store.device)
-
-    def extend(self, layer: int, k_BNTH: Tensor, v_BNTH: Tensor) -> tuple[Tensor, Tensor]:
-        """Append the keys and values of T tokens to `layer`; returns all T₀ + T, of the longest sequence.
-
-        Raises ValueError if it is full, or if T is not 1 and the sequences have different lengths.
-        """
-        rows, tokens, start = len(self.lengths), k_BNTH.shape[2], self.start
-        end = max(self.lengths, default=0) + tokens
-        if end > self.capacity:
-            raise ValueError(f"KVCache: {end} tokens do not fit capacity={self.capacity}: make a larger cache")
-        keys, values = self._store[layer, :, :rows]
-        if isinstance(start, int):
-            keys[:, :, start:end], values[:, :, start:end] = k_BNTH, v_BNTH
-        elif tokens == 1:
-            row = torch.arange(rows, device=start.device)
-            keys[row, :, start], values[row, :, start] = k_BNTH[:, :, 0], v_BNTH[:, :, 0]
-        else:
-            raise ValueError(f"KVCache: {tokens} tokens for sequences of different lengths: pass one at a time")
-        return keys[:, :, :end], values[:, :, :end]
-
-    def select(self, rows: list[int], capacity: int) -> KVCache:
-        """A cache of the sequences `rows`, which may repeat, with room for `capacity` tokens."""
-        chosen, length = copy.copy(self), max(self.lengths, default=0)
-        shape = (*self._store.shape[:2], len(rows), self._store.shape[3], capacity, self._store.shape[5])
-        chosen._store, chosen.capacity = self._store.new_zeros(shape), capacity
-        chosen.lengths = [self.lengths[row] for row in rows]
-        chosen._store[..., :length, :] = self._store[:, :, rows, :, :length]
-        return chosen
-
-    def put(self, row: int, other: KVCache) -> None:
-        """Copy the first sequence of `other` to `row`: over one that is there, or behind the last."""
-        length = other.lengths[0]
-        self._store[:, :, row, :, :length] = other._store[:, :, 0, :, :length]
-        self.lengths[row:row + 1] = [length]
-
-    def remove(self, row: int) -> None:
-        """Drop a sequence; the last one moves to its row."""
-        last = len(self.lengths) - 1
-        self._store[:, :, row, :, :self.lengths[last]] = self._store[:, :, last, :, :self.lengths[last]]
-        self.lengths[row] = self.lengths[last]
-        self.lengths.pop()
-
-    def advance(self, tokens: int) -> None:
-        """Add `tokens` to each length, after every layer was extended by them."""
-        self.lengths = [length + tokens for length in self.lengths]
 
 
 class Linear(nn.Linear):
@@ -114,15 +47,15 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.query, self.key, self.value, self.output = (Linear(config.dim, config.dim) for _ in range(4))
 
-    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None = None,
-                layer: int = 0) -> Tensor:
+    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None = None,
+                cache: KVCache | None = None, layer: int = 0) -> Tensor:
         q_BNTH, k_BNTH, v_BNTH = (self._heads(part(x_BTD)) for part in (self.query, self.key, self.value))
         q_BNTH, k_BNTH = rms_norm(apply_rotary_emb(q_BNTH, *rope)), rms_norm(apply_rotary_emb(k_BNTH, *rope))
         start_pos: int | Tensor = 0
         if cache is not None:
             start_pos = cache.start
             k_BNTH, v_BNTH = cache.extend(layer, k_BNTH, v_BNTH)
-        y_BNTH = attention(q_BNTH, k_BNTH, v_BNTH, start_pos)
+        y_BNTH = attention(q_BNTH, k_BNTH, v_BNTH, start_pos, mask)
         return self.output(y_BNTH.transpose(1, 2).flatten(2))
 
     def _heads(self, x_BTD: Tensor) -> Tensor:
@@ -152,10 +85,10 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.mlp = MLP(config)
 
-    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None = None,
-                layer: int = 0) -> Tensor:
+    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None = None,
+                cache: KVCache | None = None, layer: int = 0) -> Tensor:
         dtype = rope[0].dtype
-        x_BTD = x_BTD + self.attention(rms_norm(x_BTD).to(dtype), rope, cache, layer)
+        x_BTD = x_BTD + self.attention(rms_norm(x_BTD).to(dtype), rope, mask, cache, layer)
         return x_BTD + self.mlp(rms_norm(x_BTD).to(dtype))
 
 
@@ -182,7 +115,7 @@ class GPT(nn.Module):
         self.recompute = False
         """Activation checkpointing: recompute each block in the backward pass instead of keeping its activations."""
         self._compiled_shape: tuple[int, int] | None = None
-        self._compiled_trunk: Callable[[Tensor], Tensor] | None = None
+        self._compiled_trunk: Callable[[Tensor, Tensor | None], Tensor] | None = None
         self._kernel: Kernel = softcap_cross_entropy_fwd_bwd
         if not self.wte.weight.is_meta:
             self.init_weights(seed)
@@ -203,9 +136,12 @@ class GPT(nn.Module):
         return torch.float32 if self.dtype == torch.float16 else self.dtype
 
     def forward(self, x_BT: Tensor, y_BT: Tensor | None = None, *, cache: KVCache | None = None,
-                reduction: Reduction = "mean") -> Tensor:
-        """Logits [B, T, V] in float32, or with targets `y_BT` (-1: ignored) the loss in nats, reduced as asked."""
-        x_BTD = self.hidden(x_BT, cache)
+                reduction: Reduction = "mean", segment_BT: Tensor | None = None) -> Tensor:
+        """Logits [B, T, V] in float32, or with targets `y_BT` (-1: ignored) the loss in nats, reduced as asked.
+
+        With `segment_BT`, the number of each token's document, attention doesn't cross the documents of a row.
+        """
+        x_BTD = self.hidden(x_BT, cache, segment_BT)
         if y_BT is None:
             return self.logits(x_BTD)
         return cross_entropy(x_BTD.flatten(0, 1), self.unembedding, y_BT.flatten(), self.config.softcap, reduction,
@@ -221,14 +157,16 @@ class GPT(nn.Module):
         self._compiled_trunk = torch.compile(self.trunk, dynamic=False) if shape else None
         self._kernel = torch.compile(kernel, dynamic=False) if shape else kernel
 
-    def hidden(self, x_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden(self, x_BT: Tensor, cache: KVCache | None = None, segment_BT: Tensor | None = None) -> Tensor:
         """Normed output of the last block, [B, T, D] in `dtype`."""
         # The lookup stays out of the compiled graph, whose backward pass would add to the table atomically on a GPU.
         x_BTD = self.wte(x_BT).to(self.stream_dtype)
         compiled = x_BT.shape == self._compiled_shape and cache is None and (torch.is_grad_enabled() or x_BT.is_cuda)
-        return self._compiled_trunk(x_BTD) if compiled else self.trunk(x_BTD, cache)
+        same_BTT = None if segment_BT is None else segment_BT.unsqueeze(1) == segment_BT.unsqueeze(2)
+        mask_B1TT = None if same_BTT is None else same_BTT.tril().unsqueeze(1)
+        return self._compiled_trunk(x_BTD, mask_B1TT) if compiled else self.trunk(x_BTD, mask_B1TT, cache)
 
-    def trunk(self, x_BTD: Tensor, cache: KVCache | None = None) -> Tensor:
+    def trunk(self, x_BTD: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Everything between embedding and head: norm, blocks, norm; [B, T, D] in `dtype`."""
         start_pos = 0 if cache is None else cache.start
         tables = rope_table(start_pos, x_BTD.shape[1], self.config.head_dim, self.config.rope_theta, x_BTD.device)
@@ -236,9 +174,9 @@ class GPT(nn.Module):
         x_BTD = rms_norm(x_BTD)
         for layer, block in enumerate(self.blocks):
             if self.recompute and torch.is_grad_enabled():
-                x_BTD = checkpoint(block, x_BTD, rope, use_reentrant=False, preserve_rng_state=False)
+                x_BTD = checkpoint(block, x_BTD, rope, mask, use_reentrant=False, preserve_rng_state=False)
             else:
-                x_BTD = block(x_BTD, rope, cache, layer)
+                x_BTD = block(x_BTD, rope, mask, cache, layer)
         if cache is not None:
             cache.advance(x_BTD.shape[1])
         return rms_norm(x_BTD).to(self.dtype)
@@ -301,11 +239,14 @@ def apply_rotary_emb(x_BNTH: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
     return torch.cat((first * cos_TH + second * sin_TH, second * cos_TH - first * sin_TH), dim=-1)
 
 
-def attention(q_BNTH: Tensor, k_BNSH: Tensor, v_BNSH: Tensor, start_pos: int | Tensor) -> Tensor:
-    """Causal attention of T queries at positions `start_pos` … to S keys at positions 0 … S-1.
+def attention(q_BNTH: Tensor, k_BNSH: Tensor, v_BNSH: Tensor, start_pos: int | Tensor = 0,
+              mask: Tensor | None = None) -> Tensor:
+    """Causal attention of T queries at positions `start_pos` … to S keys at positions 0 … S-1, or as `mask` says.
 
     `start_pos` is a tensor [B] where the sequences have different lengths.
     """
+    if mask is not None:
+        return F.scaled_dot_product_attention(q_BNTH, k_BNSH, v_BNSH, attn_mask=mask)
     tokens, device = q_BNTH.shape[2], q_BNTH.device
     if isinstance(start_pos, Tensor):
         position_BNT1 = start_pos[:, None, None, None] + torch.arange(tokens, device=device)[:, None]

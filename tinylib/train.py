@@ -239,7 +239,7 @@ class Trainer:
             began = time.perf_counter()
             x_BT, y_BT = (tensor.to(device, non_blocking=tensor.is_pinned()) for tensor in next(batches))
             data_s += time.perf_counter() - began
-            loss = self.model(x_BT, y_BT, reduction="sum") / targets
+            loss = self.model(x_BT, y_BT, reduction="sum", segment_BT=self.shards.segments(x_BT)) / targets
             (loss * self.scaler.value).backward()
             self.flat[-1] += loss.detach()
             done += 1

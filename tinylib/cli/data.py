@@ -1,4 +1,4 @@
-"""Verbs for text: corpus fetch; tokenize train, shards, eval."""
+"""Verbs for text: corpus fetch; tokenize train, shards, conversations, eval."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tinylib import profiles
 from tinylib.cli import tables
 from tinylib.cli.verbs import App, CorpusName, Result, app, verb
 from tinylib.corpus import SPLITS, load
-from tinylib.shards import Shards, build
+from tinylib.shards import Shards, build, build_conversations
 from tinylib.tokenizer import Tokenizer, report
 
 corpora, tokenize = App(), App()
 app.command(corpora, name="corpus", help="Text on this machine: fetch NAME.")
-app.command(tokenize, name="tokenize", help="Tokenizer and token shards: train, shards, eval.")
+app.command(tokenize, name="tokenize", help="Tokenizer and token shards: train, shards, conversations, eval.")
 
 
 @verb(corpora)
@@ -24,7 +24,8 @@ def fetch(name: str, shards: int | None = None, column: str | None = None, refre
     """Download or harvest a corpus, whole, and list its splits.
 
     Args:
-        name: pydocs, pydocs-stdlib, pysource, fineweb-edu, climbmix, owner/name of a data set of the hub, or a path
+        name: pydocs, pydocs-stdlib, pysource, pyqa, pyqa-stdlib, fineweb-edu, climbmix, smoltalk, owner/name of a data
+            set of the hub, or a path
         shards: training files of a data set of the hub to fetch; remembered, at first 15
         column: column of a parquet file, or field of a JSON line, that holds the text; remembered, at first "text"
         refresh: harvest a built-in corpus again, or take the newest revision on the hub
@@ -65,6 +66,29 @@ def shards(corpus: CorpusName = None, tokenizer: Path | None = None, shards: Pat
     source, folder = load(corpus or profile.corpus, column=column), shards or profile.shards
     build({split: source.texts(split) for split in SPLITS}, Tokenizer.load(tokenizer or profile.tokenizer), folder,
           processes=processes, progress=True)
+    return _counts(folder)
+
+
+@verb(tokenize)
+def conversations(corpus: CorpusName = None, tokenizer: Path | None = None, shards: Path | None = None,
+                  seq_len: int | None = None, column: str | None = None) -> Result:
+    """Pack conversations into token shards whose targets are the answers, to fine-tune on; defaults are the profile's.
+
+    Args:
+        tokenizer: folder of the tokenizer of the model that is fine-tuned
+        shards: folder to write
+        seq_len: context of that model
+        column: column or field that holds the messages; None takes "text" for built-in text, else "messages"
+    """
+    profile = profiles.profile()
+    name, folder = corpus or profile.conversations, shards or profile.chat_shards
+    source = load(name, column=column or (None if name in documents.BUILT_IN else "messages"))
+    build_conversations({split: source.documents(split) for split in SPLITS},
+                        Tokenizer.load(tokenizer or profile.tokenizer), folder, seq_len or profile.train.model.seq_len)
+    return _counts(folder)
+
+
+def _counts(folder: Path) -> Result:
     return Result({"shards": folder} | {f"{split}_{count}": getattr(Shards(folder, split), count)
                                         for split in SPLITS for count in ("tokens", "documents")})
 

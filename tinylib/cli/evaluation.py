@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 def evaluate(run: RunName, split: Split = "val", corpus: str | None = None, by: Literal["source", "kind"] | None = None,
              opponents: bool = False, max_tokens: int | None = None, batch_size: int = 8, device: DeviceKind = "auto",
              core: Path | None = None, fetch: bool = False, pairs: Path | None = None, suite: bool = False,
-             max_per_task: int | None = None) -> Result:
-    """Bits per byte of a run's newest checkpoint; or CORE, minimal pairs, or tasks made of the validation text.
+             max_per_task: int | None = None, conversations: str | None = None, base: str | None = None) -> Result:
+    """Bits per byte of a run's newest checkpoint; or CORE, pairs, tasks made of the validation text, or answers.
 
     Args:
         split: split of the shards that the run was trained on, or of the corpus
@@ -41,7 +42,9 @@ def evaluate(run: RunName, split: Split = "val", corpus: str | None = None, by: 
         fetch: download that folder, and score it
         pairs: folder of minimal pairs as BLiMP has them: score these
         suite: make three tasks of the run's validation text, and score these
-        max_per_task: items of each task; None takes all, of a suite 200
+        max_per_task: items of each task, or conversations; None takes all, of a suite or of conversations 200
+        conversations: answer the questions of this corpus of conversations
+        base: run whose answers to the same questions are compared, such as the one that was fine-tuned
     """
     from tinylib import tasks
 
@@ -55,6 +58,9 @@ def evaluate(run: RunName, split: Split = "val", corpus: str | None = None, by: 
                   "suite": suite and tasks.suite(_shards(found, split).texts(), max_per_task or 200)}
         return _benchmarks(facts, model, tokenizer, {name: some for name, some in chosen.items() if some})
     facts["split"] = split
+    if conversations:
+        return _answers(facts, (model, tokenizer), base and attach(base).model(device), conversations, split,
+                        max_per_task or 200)
     if corpus or by or opponents:
         return _documents(facts, model, tokenizer, _chosen(found, tokenizer, corpus, split, max_tokens, by), by,
                           _shards(found, "train").texts(20_000_000) if opponents else None, batch_size)
@@ -115,6 +121,23 @@ def _documents(facts: dict[str, Any], model: GPT, tokenizer: Tokenizer, document
         blocks.append(f"{rows.to_string(float_format='{:.3f}'.format)}\n\nthe model, charged for its own weights: "
                       f"{facts['with_weights_bits_per_byte']:.3f}")
     return Result(facts, "\n\n".join(blocks))
+
+
+def _answers(facts: dict[str, Any], chat: tuple[GPT, Tokenizer], base: GPT | None, name: str, split: Split,
+             most: int) -> Result:
+    """Exact matches, overlap and bits per byte of answers, beside those of the base model, and the first few."""
+    from tinylib.chat import gain, quiz
+
+    source = corpora.load(name, column=None if name in corpora.BUILT_IN else "messages")
+    documents = list(islice(source.documents(split), most))
+    after = quiz(*chat, documents)
+    before = quiz(base, chat[1], documents) if base else after
+    rows = gain(before, after) if base else gain(before, after)[["after"]]
+    facts |= {"questions": len(after), "answers": rows.reset_index(names="measure").to_dict("records")}
+    some = after.head(6)[["question", "reference", "answer"]].to_dict("records")
+    shown = "\n\n".join("\n".join(f"{name:9} {text}" for name, text in row.items()) for row in some)
+    return Result(facts, f"{len(after)} questions of {len(documents)} conversations\n"
+                         f"{rows.to_string(float_format='{:.3f}'.format)}\n\n{shown}")
 
 
 def _benchmarks(facts: dict[str, Any], model: GPT, tokenizer: Tokenizer,

@@ -1,4 +1,4 @@
-"""Verbs that train a model and use what was trained: train, sample, tie, export, import."""
+"""Verbs that train a model and use what was trained: train, sample, chat, tie, export, import."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from tinylib import files
 from tinylib.checks import UserError, check_int, raise_if
 from tinylib.cli import tables
 from tinylib.cli.verbs import Flags, Result, RunName, verb
@@ -87,6 +88,21 @@ def sample(run: RunName, sampling: Flags[Sampling], prompt: str = "", samples: i
         return Result({"run": found.path, "prompt": prompt, "text": texts[0], "seed": sampling.seed}, text="")
     shown = "\n\n".join(f"── seed {how.seed} ──\n{prompt}{text}" for how, text in zip(each, texts, strict=True))
     return Result({"run": found.path, "prompt": prompt, "texts": texts, "seed": sampling.seed}, shown)
+
+
+@verb()
+def chat(run: RunName, sampling: Flags[Sampling], device: DeviceKind = "auto") -> Result | None:
+    """Chat with a run's newest checkpoint, in a terminal or with one question a line of a pipe."""
+    from tinylib.chat import HELP, Chat, reader, terminal
+
+    found = attach(run)
+    data = Path(found.read_config()["train"]["data"])
+    if not (files.read_json(data / "index.json") or {}).get("packed"):
+        print(f"{found.name} was trained on {data}, which holds no conversations: it continues text, and has not "
+              "learned to answer (tinylib tokenize conversations makes some to fine-tune on)", file=sys.stderr)
+    if sys.stdin.isatty():
+        print(HELP, file=sys.stderr)
+    terminal(Chat(found.model(device), Tokenizer.load(found.checkpoint() / "tokenizer"), sampling), reader())
 
 
 @verb()

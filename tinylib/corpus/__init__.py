@@ -2,7 +2,9 @@
 
 - `pydocs`: the docstrings of the standard library and of PACKAGES, one document a module; `pydocs-stdlib`: of the
   standard library alone; `pysource`: their whole source files.  Harvested once, without importing anything, and kept.
-- `fineweb-edu`, `climbmix`, `owner/name` or `owner/name/folder`: a data set of the hub, fetched into the hub's cache.
+- `pyqa`, `pyqa-stdlib`: conversations of two questions and answers made of `pydocs`, split by module.
+- `fineweb-edu`, `climbmix`, `smoltalk` (conversations), `owner/name` or `owner/name/folder`: a data set of the hub,
+  fetched into the hub's cache.
 - a path: a `.txt`, `.jsonl` (also `.gz`, `.zst`) or `.parquet` file, or a folder of them.
 
 No document is in both splits, and validation doesn't depend on how much training text is used: files named as held out

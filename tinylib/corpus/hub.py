@@ -18,10 +18,14 @@ from tinylib.corpus.documents import Corpus, file_digest
 from tinylib.corpus.reading import kind
 from tinylib.corpus.split import BY_HASH, NamedSplit, shorten, split_by_name, tells_split
 
-HUB = {"fineweb-edu": "karpathy/fineweb-edu-100b-shuffle", "climbmix": "karpathy/climbmix-400b-shuffle"}
-"""Short names of data sets; files are `shard_00000.parquet` … with a `text` column, and the last one is validation.
+HUB = {"fineweb-edu": "karpathy/fineweb-edu-100b-shuffle", "climbmix": "karpathy/climbmix-400b-shuffle",
+       "smoltalk": "HuggingFaceTB/smol-smoltalk"}
+"""Short names of data sets.
 
-Source: nanochat, `nanochat/dataset.py`.
+The first two have files `shard_00000.parquet` … with a `text` column, of which the last is validation; smoltalk has
+conversations in `messages`, and files named for training and test.
+
+Source: nanochat, `nanochat/dataset.py` and `tasks/smoltalk.py`.
 """
 
 _VERSION = 3    # of the listing
@@ -52,7 +56,7 @@ def from_hub(name: str, folder: Path, shards: int | None, column: str | None, re
     most = len(listing["train"])
     checks.raise_if(name, [checks.check_int("shards", shards, most=most)] if shards is not None else [])
     shards = shards or min(known.get("shards") or _SHARDS, most)
-    column = column or known.get("column") or "text"
+    column = column or known.get("column") or ("messages" if name == "smoltalk" else "text")
     kept = listing | ({"shards": shards, "column": column} if check else {})
     if kept != known:
         folder.mkdir(parents=True, exist_ok=True)

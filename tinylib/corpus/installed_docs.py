@@ -16,6 +16,7 @@ from typing import Any
 
 from tinylib import files, hardware
 from tinylib.corpus.documents import Corpus
+from tinylib.corpus.questions import harvest_questions
 from tinylib.corpus.reading import Document, plain
 from tinylib.corpus.split import SPLITS, VALIDATION_SHARE, digest, in_validation
 
@@ -27,7 +28,7 @@ PACKAGES = ("torch", "numpy", "pandas", "matplotlib", "scipy", "networkx", "pyar
 The course's dependencies and theirs; not what only tests need, so that both kinds of installation get the same text.
 """
 
-BUILT_IN = ("pydocs", "pydocs-stdlib", "pysource")
+BUILT_IN = ("pydocs", "pydocs-stdlib", "pysource", "pyqa", "pyqa-stdlib")
 _RECIPE = 1    # raise it when the harvest changes, so that older harvests are replaced
 _MANIFEST = "manifest.json"
 _SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "_vendor", "_bundled"}
@@ -49,15 +50,19 @@ def _harvest_into(folder: Path, name: str) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    sources = installed(with_packages=name != "pydocs-stdlib")
-    documents = harvest(sources, source_code if name == "pysource" else documentation)
+    sources = installed(with_packages=not name.endswith("-stdlib"))
+    if name.startswith("pyqa"):
+        documents = harvest_questions(_read(sources, documentation))
+    else:
+        documents = harvest(sources, source_code if name == "pysource" else documentation)
     facts = {"recipe": _RECIPE, "python": platform.python_version(), "platform": sys.platform,
-             "split": f"by hash of the name, {VALIDATION_SHARE:.0%} validation",
+             "split": f"by hash of the module's name, {VALIDATION_SHARE:.0%} validation",
              "sources": [source.facts() for source in sources]}
     schema = pyarrow.schema([("name", pyarrow.string()), ("text", pyarrow.string())])
     with files.write_folder(folder, ("train.parquet", "val.parquet", _MANIFEST)) as part:
         for split in SPLITS:
-            chosen = [vars(document) for document in documents if in_validation(document.name) == (split == "val")]
+            chosen = [vars(document) for document in documents
+                      if in_validation(document.name.partition(":")[0]) == (split == "val")]
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(chosen, schema), part / f"{split}.parquet",
                                         compression="zstd", row_group_size=1024)
         corpus = Corpus(name, (part / "train.parquet",), (part / "val.parquet",), facts)
@@ -114,6 +119,22 @@ def harvest(sources: Iterable[Source], reader: Callable[[Path], Entries], proces
     `reader` turns a file into headings and texts; `processes` is one a core by default.  Documents are sorted by a
     hash of their names, so that the first part of the corpus is a fair sample, and don't depend on `processes`.
     """
+    seen: set[bytes] = set()
+    documents: dict[str, str] = {}
+    for name, entries in _read(sources, reader, processes):
+        text = "".join(text for _, text in entries)
+        if reader is documentation:
+            parts = _unrepeated(entries, seen)
+            text = "\n\n".join([name, *parts]) if parts else ""
+        if text:
+            documents.setdefault(name, text)
+    unique = {digest(text): Document(name, text) for name, text in reversed(documents.items())}
+    return sorted(unique.values(), key=lambda document: digest(document.name))
+
+
+def _read(sources: Iterable[Source], reader: Callable[[Path], Entries], processes: int | None = None
+          ) -> Iterable[tuple[str, Entries]]:
+    """Name of each module, and what `reader` finds in its file."""
     from joblib import Parallel, delayed
     from joblib.externals.loky import get_reusable_executor
 
@@ -124,17 +145,7 @@ def harvest(sources: Iterable[Source], reader: Callable[[Path], Entries], proces
     finally:
         if workers > 1:
             get_reusable_executor().shutdown(wait=True)
-    seen: set[bytes] = set()
-    documents: dict[str, str] = {}
-    for (name, _), entries in zip(modules, found, strict=True):
-        text = "".join(text for _, text in entries)
-        if reader is documentation:
-            parts = _unrepeated(entries, seen)
-            text = "\n\n".join([name, *parts]) if parts else ""
-        if text:
-            documents.setdefault(name, text)
-    unique = {digest(text): Document(name, text) for name, text in reversed(documents.items())}
-    return sorted(unique.values(), key=lambda document: digest(document.name))
+    return zip((name for name, _ in modules), found, strict=True)
 
 
 def documentation(file: Path) -> Entries:

@@ -21,7 +21,10 @@ _ROWS = 64    # of parquet, decoded at once: they may be whole books
 
 @dataclass(frozen=True)
 class Document:
-    """A text and its name, such as `json.decoder` for a module or `file.jsonl:17` for a line."""
+    """A text and its name, such as `json.decoder` for a module or `file.jsonl:17` for a line.
+
+    The text of a conversation is JSON, a list of messages with `role` and `content`.
+    """
 
     name: str
     text: str
@@ -111,18 +114,18 @@ def _read_parquet(path: Path, column: str) -> Iterator[Document]:
 
     # Without a buffer, the whole column of a row group, which may be the whole file, would be read at once.
     with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
-        texts = {field.name for field in file.schema_arrow if _is_text(field.type)}
+        texts = {field.name for field in file.schema_arrow if _is_text(field.type) or _is_messages(field.type)}
         if file.schema_arrow.names.count(column) > 1:
             raise UserError(f"column={column!r} is in {path} more than once: write the file with one of them")
         if column not in texts:
             there = ", ".join(f"{field.name} ({field.type})" for field in file.schema_arrow)
-            raise UserError(f"column={column!r} of {path} is no column of text: its columns are {there}")
+            raise UserError(f"column={column!r} of {path} is no column of text or messages: its columns are {there}")
         columns = [column, *sorted(texts & {"name", "source"} - {column})]
         row = 0
         for batch in file.iter_batches(batch_size=_ROWS, columns=columns):
             for record in batch.to_pylist():
                 row += 1
-                yield Document(record.get("name") or f"{path.name}:{row}", record[column] or "",
+                yield Document(record.get("name") or f"{path.name}:{row}", _text(record[column]),
                                record.get("source") or "")
 
 
@@ -132,6 +135,20 @@ def _is_text(type: Any) -> bool:
 
     stored = type.value_type if types.is_dictionary(type) else type
     return types.is_string(stored) or types.is_large_string(stored) or types.is_string_view(stored)
+
+
+def _is_messages(type: Any) -> bool:
+    """Whether a pyarrow type is that of conversations: lists of records with `role` and `content`."""
+    from pyarrow import types
+
+    is_list = types.is_list(type) or types.is_large_list(type)
+    return is_list and types.is_struct(type.value_type) and {"role", "content"} <= {field.name for field in
+                                                                                    type.value_type.fields}
+
+
+def _text(value: Any) -> str:
+    """A document's text; of a conversation, its messages as JSON."""
+    return plain(value or "") if isinstance(value, str | None) else plain(json.dumps(value, ensure_ascii=False))
 
 
 def _read_jsonl(path: Path, column: str) -> Iterator[Document]:
@@ -147,10 +164,12 @@ def _read_jsonl(path: Path, column: str) -> Iterator[Document]:
             raise UserError(f"line {number} of {path} has no field {column!r}: use column (--column) with the one of "
                             f"{', '.join(record) or 'none'} that holds the text")
         text = record[column]
-        if not isinstance(text, str | None):
-            raise UserError(f"line {number} of {path} has no text in {column!r} but {text!r:.60}")
+        is_messages = isinstance(text, list) and all(isinstance(message, dict) and {"role", "content"} <= message.keys()
+                                                     for message in text)
+        if not is_messages and not isinstance(text, str | None):
+            raise UserError(f"line {number} of {path} has no text or messages in {column!r} but {text!r:.60}")
         source = record.get("source")
-        yield Document(f"{path.name}:{number}", plain(text or ""), source if isinstance(source, str) else "")
+        yield Document(f"{path.name}:{number}", _text(text), source if isinstance(source, str) else "")
 
 
 def _read_txt(path: Path, _column: str) -> Iterator[Document]:

@@ -28,7 +28,7 @@ from tinylib.shards.reading import IDS, Shards
 from tinylib.tokenizer import Tokenizer, batch_texts
 from tinylib.tokenizer.pretokenize import check_text
 
-_FILES = ("index.json", "tokenizer", "*.bin")
+SHARD_FILES = ("index.json", "tokenizer", "*.bin")
 PART_CHARACTERS = 1_000_000
 """Characters that are encoded, hashed and kept together."""
 
@@ -51,17 +51,19 @@ def build(documents: Mapping[str, Iterable[str]], tokenizer: Tokenizer, folder: 
     checks.raise_if("build", [
         checks.check_int("tokens_per_file", tokens_per_file), checks.check_int("processes", processes),
         None if documents else "documents has no split: name one, such as train"])
-    dtype = np.dtype(next(name for name, ids in IDS.items() if tokenizer.vocab_size <= ids))
+    dtype = dtype_of(tokenizer)
     streams = {split: _not_empty(split, checks.texts(f"split {split!r}", texts)) for split, texts in documents.items()}
     target = Path(folder).resolve()
-    files.raise_if_foreign(target, _FILES)
-    with _work_folder(target) as work, files.write_folder(target, _FILES) as out:
+    files.raise_if_foreign(target, SHARD_FILES)
+    with _work_folder(target) as work, files.write_folder(target, SHARD_FILES) as out:
         tokenizer.save(out / "tokenizer")
-        token_files = _TokenFiles(out, tokens_per_file)
+        token_files = TokenFiles(out, tokens_per_file)
         with Encoder(tokenizer, out / "tokenizer", dtype, work, processes) as encoder, tqdm(
                 desc="text to shards", unit=" characters", unit_scale=True, mininterval=1, disable=not progress) as bar:
             for part in _finished(_begun(streams, encoder), 2 * processes):
-                token_files.append(part)
+                counts, tokens = read_part(part.file)
+                token_files.append(part.split, counts, tokens, documents=len(counts), characters=part.characters,
+                                   bytes=part.bytes)
                 bar.update(part.characters)
         files.write_json(out / "index.json", {
             "version": 1, "dtype": dtype.name, "vocab_size": tokenizer.vocab_size, "tokenizer": tokenizer.fingerprint,
@@ -132,7 +134,12 @@ def _finished(parts: Iterator[_Part], ahead: int) -> Iterator[_Part]:
         waiting.extend(islice(parts, 1))
 
 
-class _TokenFiles:
+def dtype_of(tokenizer: Tokenizer) -> np.dtype:
+    """The smallest type of a token file that holds every id."""
+    return np.dtype(next(name for name, ids in IDS.items() if tokenizer.vocab_size <= ids))
+
+
+class TokenFiles:
     """Token files of at least `tokens_per_file` tokens each but the last; a file ends with a document."""
 
     def __init__(self, folder: Path, tokens_per_file: int) -> None:
@@ -140,19 +147,18 @@ class _TokenFiles:
         self._folder, self._limit = folder, tokens_per_file
         self._hash = sha256()
 
-    def append(self, part: _Part) -> None:
-        """Write the tokens of `part` to the last file of its split or to new ones."""
-        counts, tokens = read_part(part.file)
-        entry = self.splits.setdefault(part.split, {"files": [], "documents": 0, "characters": 0, "bytes": 0,
-                                                    "tokens": 0})
-        entry["documents"] += len(counts)
-        entry["characters"] += part.characters
-        entry["bytes"] += part.bytes
-        entry["tokens"] += len(tokens)
-        ends, start = np.cumsum(counts), 0
+    def append(self, split: str, lengths: np.ndarray, tokens: np.ndarray, **counts: int) -> None:
+        """Write `tokens` to the last file of a split or to new ones; a file may end after each of `lengths`.
+
+        `counts`, such as documents and characters, are added up in the index.
+        """
+        entry = self.splits.setdefault(split, {"files": [], **dict.fromkeys(counts, 0), "tokens": 0})
+        for name, count in (counts | {"tokens": len(tokens)}).items():
+            entry[name] += count
+        ends, start = np.cumsum(lengths), 0
         while start < len(tokens):
             if not entry["files"] or entry["files"][-1]["tokens"] >= self._limit:
-                entry["files"].append({"name": f"{part.split}_{len(entry['files']):03d}.bin", "tokens": 0})
+                entry["files"].append({"name": f"{split}_{len(entry['files']):03d}.bin", "tokens": 0})
                 self._hash = sha256()
             file = entry["files"][-1]
             end = int(ends[np.searchsorted(ends[:-1], start + self._limit - file["tokens"])])

@@ -4,6 +4,8 @@ A file is read as windows of `seq_len` targets, the short tail of the file inclu
 a target exactly once an epoch.  Sample i since the start of training is in epoch i // windows, and a seeded permutation
 of that epoch's windows gives its place.  So resuming needs no state, and any number of processes with any micro-batch
 slice the same global batch.
+
+Conversations are packed into windows of one `seq_len`; only the assistant's tokens are targets.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import numpy as np
 from tinylib import checks, files
 from tinylib.checks import ConfigError, UserError
 from tinylib.shards.order import permute
-from tinylib.tokenizer import Tokenizer
+from tinylib.tokenizer import Tokenizer, in_answer
 
 if TYPE_CHECKING:
     import torch
@@ -90,6 +92,7 @@ class Shards:
         self.characters: int = entry["characters"]
         self.bytes: int = entry["bytes"]    # of the text in UTF-8, the denominator of bits per byte
         self.vocab_size: int = self.index["vocab_size"]
+        self.packed: int | None = self.index.get("packed")    # seq_len of the windows that hold whole conversations
         self._lengths = np.array([file["tokens"] for file in entry["files"]], dtype=np.int64)
         # A plain view, because the memmap class makes every slice several times slower.
         self._files = [np.memmap(self.folder / file["name"], dtype=self.index["dtype"], mode="r").view(np.ndarray)
@@ -174,9 +177,21 @@ class Shards:
         return self._read(self._windows_of(batch, rows), batch.seq_len)
 
     def targets(self, batch: Batch) -> int:
-        """Number of targets (not -1) in the whole global batch; reads no tokens."""
-        file, place = self._locate(self._windows_of(batch, None), batch.seq_len)
+        """Number of targets (not -1) in the whole global batch; reads no tokens but, once, those of conversations."""
+        windows = self._windows_of(batch, None)
+        if self.packed:
+            return int(self._answer_tokens_W[windows].sum())
+        file, place = self._locate(windows, batch.seq_len)
         return int(np.minimum(batch.seq_len, self._lengths[file] - 1 - place).sum())
+
+    @cached_property
+    def _answer_tokens_W(self) -> np.ndarray:
+        """Number of targets of each window of packed conversations."""
+        return np.concatenate([(y_BT >= 0).sum(1).numpy() for _, y_BT in self.in_order(self.packed, batch_size=1024)])
+
+    def segments(self, x_BT: torch.Tensor) -> torch.Tensor | None:
+        """The number of each token's conversation in its window, for `GPT`; None unless they are packed."""
+        return (x_BT == self.tokenizer.bos).cumsum(1) if self.packed else None
 
     def in_order(self, seq_len: int, max_windows: int | None = None, *,
                  batch_size: int = 8) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -188,7 +203,10 @@ class Shards:
 
     def _starts(self, seq_len: int) -> np.ndarray:
         """Number of the first window of each file, and the number of windows as the last entry."""
-        checks.raise_if("Shards", [checks.check_int("seq_len", seq_len)])
+        checks.raise_if("Shards", [
+            checks.check_int("seq_len", seq_len), None if self.packed in (None, seq_len) else
+            f"seq_len={seq_len} is not the {self.packed} into which the conversations in {self.folder} are packed: use "
+            f"seq_len={self.packed}, or build them again"])
         return np.concatenate([[0], np.cumsum(-(-(self._lengths - 1) // seq_len))])
 
     def _windows_of(self, batch: Batch, rows: Rows) -> np.ndarray:
@@ -219,4 +237,6 @@ class Shards:
         x, y = rows[:, :-1].astype(np.int64), rows[:, 1:].astype(np.int64)
         for row in np.flatnonzero(lengths < seq_len):
             x[row, lengths[row]:], y[row, lengths[row]:] = 0, IGNORED
+        if self.packed:
+            y[~in_answer(self.tokenizer, x) | (y == self.tokenizer.bos)] = IGNORED
         return torch.from_numpy(x), torch.from_numpy(y)
