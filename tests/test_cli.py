@@ -138,7 +138,7 @@ def test_a_model_may_come_from_a_file(call, facts, tmp_path):
     (["plan", "--mfu", "2", "--device", "abacus"], 1, "device='abacus' is not a choice"),
     (["eval", "nothing"], 1, "error: run='nothing' is neither a run directory nor the name of a run"),
     (["sample", "nothing"], 1, "error: run='nothing' is neither"),
-    (["tokenize"], 2, "train, shards, eval"),
+    (["tokenize"], 2, "train, shards, conversations, eval"),
     (["runs", "kill"], 2, "kill"),
     (["runs", "show", "nothing"], 1, "error: run='nothing' is neither"),
     (["search", "--total", "5"], 1, "total=5"),

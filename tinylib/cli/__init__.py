@@ -12,7 +12,7 @@ import os
 import sys
 
 from tinylib.checks import ConfigError, UserError
-from tinylib.cli import design, data, training, evaluation, experiments, machine  # noqa: F401 - help lists them in this order
+from tinylib.cli import design, data, training, chat, evaluation, experiments, machine  # noqa: F401 - help lists them in this order
 from tinylib.cli.verbs import CONFIG, InvalidFlags, app, registry
 
 
