@@ -1,4 +1,4 @@
-# make run    the course: notebooks 01 to 06 in order, then the report runs/course/report.html
+# make run    the course: notebooks 01 to 07 in order, then the report runs/course/report.html
 # make test   ruff, pytest with doctests, every notebook in the smoke profile; offline, in minutes
 # make test-all   the same, with the tests that take long
 # make lab    JupyterLab on the notebooks

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from tinylib import sizing
 from tinylib.config import GPTConfig
+from tinylib.corpus import Document
 from tinylib.evaluate import t_interval
 from tinylib.ngram import KneserNey
 
@@ -219,3 +222,50 @@ def better(first: list[float], second: list[float]) -> str:
 SOLUTIONS["06.1"] = tied_std
 SOLUTIONS["06.2"] = saved_bytes
 SOLUTIONS["06.3"] = better
+
+# Notebook 07: chat
+
+
+def loss_mask(ids: list[int], start: int, end: int) -> list[bool]:
+    """True behind assistant_start, up to and with assistant_end."""
+    mask, inside = [], False
+    for token in ids:
+        mask.append(inside)
+        inside = token == start or (inside and token != end)
+    return mask
+
+
+def word_overlap(answer: str, reference: str) -> float:
+    """Twice the common words over the words of both; 0 where neither has one."""
+    ours, theirs = (Counter(re.findall(r"\w+", text.lower())) for text in (answer, reference))
+    return 2 * (ours & theirs).total() / max(1, ours.total() + theirs.total())
+
+
+def newest_turns(lengths: list[int], room: int) -> int:
+    """Question and answer leave together, the oldest first."""
+    left_out = 0
+    while sum(lengths[left_out:]) > room:
+        left_out += 2
+    return left_out
+
+
+def shuffle_answers(documents: list[Document], seed: int) -> list[Document]:
+    """Answers of questions that begin with the same two words, in another order."""
+    rng = np.random.default_rng(seed)
+    talks = [json.loads(document.text) for document in documents]
+    kinds: dict[str, list[tuple[int, int]]] = {}
+    for place, turns in enumerate(talks):
+        for turn in range(1, len(turns), 2):
+            kind = " ".join(turns[turn - 1]["content"].split()[:2])
+            kinds.setdefault(kind, []).append((place, turn))
+    for places in kinds.values():
+        answers = [talks[place][turn]["content"] for place, turn in places]
+        for (place, turn), answer in zip(places, rng.permutation(answers).tolist(), strict=True):
+            talks[place][turn]["content"] = answer
+    return [Document(document.name, json.dumps(turns)) for document, turns in zip(documents, talks, strict=True)]
+
+
+SOLUTIONS["07.1"] = loss_mask
+SOLUTIONS["07.2"] = word_overlap
+SOLUTIONS["07.3"] = newest_turns
+SOLUTIONS["07.4"] = shuffle_answers

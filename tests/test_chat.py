@@ -20,6 +20,7 @@ from tinylib.checks import ConfigError, UserError
 from tinylib.config import GPTConfig, TrainConfig
 from tinylib.corpus import Document
 from tinylib.corpus.questions import conversations
+from tinylib.course.talk import Talk
 from tinylib.evaluate import score
 from tinylib.generate import generate_batch
 from tinylib.sampling import Sampling
@@ -400,3 +401,26 @@ def test_padding_never_counts(tuned: tuple[Path, Path, list[Document]], tokenize
     together = quiz(model, tokenizer, documents)
     alone = [quiz(model, tokenizer, [document]) for document in documents]
     assert list(together.bits) == pytest.approx([bits for some in alone for bits in some.bits], rel=1e-5)
+
+
+# In a notebook
+
+
+@pytest.mark.parametrize("widgets", ["on", "off"])
+def test_a_chat_in_a_notebook(chatting: Chat, monkeypatch: pytest.MonkeyPatch, widgets: str) -> None:
+    monkeypatch.setenv("TINYLIB_WIDGETS", widgets)
+    monkeypatch.setattr(chat, "generate_batch", lambda *arguments: iter([(0, "<b>sat"), (0, "</b>")]))
+    talking = Talk(chatting)
+    if widgets == "on":
+        talking.controls["question"].value = "the <i>cat</i>"
+        assert "&lt;i&gt;cat" in talking.transcript.value and "&lt;b&gt;sat&lt;/b&gt;" in talking.transcript.value
+        assert talking.controls["question"].value == ""
+        talking.controls["temperature"].value = 0.5
+        assert chatting.sampling.temperature == 0.5
+        talking.controls["question"].value = "hat " * 100
+        assert "shorten it" in talking.transcript.value
+    else:
+        talking.ask("the <i>cat</i>")
+    assert repr(talking) == "user: the <i>cat</i>\nassistant: <b>sat</b>"
+    talking.reset()
+    assert repr(talking) == "(a chat)"

@@ -68,7 +68,7 @@ def test_the_report_is_one_file_that_needs_no_network(tmp_path):
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
-    """A profile with both runs of the course, small enough for a test."""
+    """A profile with the runs of the course, small enough for a test."""
     monkeypatch.setenv("TINYLIB_HOME", str(tmp_path))
     profile = profiles.profile("smoke")
     texts = [f"Number {n} has the square {n * n}, and after it comes {n + 1}." for n in range(200)]
@@ -83,8 +83,8 @@ def trained(tmp_path, monkeypatch):
 
 def test_the_closing_table_is_read_from_the_runs(trained):
     table = runner.closing_table(trained)
-    assert list(table.columns) == ["untied", "tied"]
-    assert list(table.loc["parameters"]) == [f"{12 * 64**2 + 2 * 300 * 64:,}", f"{12 * 64**2 + 300 * 64:,}"]
+    assert list(table.columns) == ["untied", "tied", "chat"]
+    assert list(table.loc["parameters"]) == [f"{12 * 64**2 + tables * 300 * 64:,}" for tables in (2, 1, 2)]
     assert all(float(value) > 0 for value in table.loc["validation bits per byte"])
     samples = runner.write_samples(trained, max_tokens=5)
     assert list(samples) == list(runner.PROMPTS) and all(samples.values())

@@ -90,6 +90,18 @@ WRONG: dict[str, list[tuple[Any, str]]] = {
              (lambda config: 4 * config.vocab_size * config.dim, "two more")],
     "06.3": [(lambda first, second: "second" if sum(first) > sum(second) else "first", "pair the seeds"),
              (lambda first, second: "neither", "pair the seeds")],
+    "07.1": [(lambda ids, start, end: [token == start or value for token, value in
+                                       zip(ids, SOLUTIONS["07.1"](ids, start, end), strict=True)], "in the prompt"),
+             (lambda ids, start, end: [value and token != end for token, value in
+                                       zip(ids, SOLUTIONS["07.1"](ids, start, end), strict=True)], "never ends"),
+             (lambda ids, start, end: [True] * len(ids), "it is"), (lambda ids, start, end: [True], "need 8 values")],
+    "07.2": [(lambda answer, reference: float(answer == reference), "twice the common words"),
+             (lambda answer, reference: len(set(answer.split()) & set(reference.split())) / max(1, len(answer.split())),
+              "lower case")],
+    "07.3": [(lambda lengths, room: 0, "do not fit"), (lambda lengths, room: 1, "drop pairs"),
+             (lambda lengths, room: len(lengths) - 1, "it is")],
+    "07.4": [(lambda documents, seed: documents, "shuffle them"), (lambda documents, seed: documents[:3], "stay 40"),
+             (lambda documents, seed: documents[::-1], "questions stay")],
 }
 """Wrong answers of each exercise, with words of the hint they must get."""
 

@@ -78,7 +78,11 @@ class Kernel:
                 raise TooLarge(f"{tuple(x_BT.shape)} tokens through {shape} need {self.bytes[-1] / 1e9:.1f} GB")
             return forward(model, x_BT, y_BT, **options)
 
-        patch.setattr(corpus, "load", lambda _: load(text))
+        talks = folder / "talks.jsonl"
+        turns = [{"role": role, "content": "abc abcd " * 9} for role in ("user", "assistant")]
+        talks.write_text("".join(json.dumps({"text": turns, "n": n}) + "\n" for n in range(3000)), encoding="utf-8")
+        asked = profiles.profile().conversations
+        patch.setattr(corpus, "load", lambda name: load(talks if name == asked else text))
         patch.setattr("tinylib.launch.launch", elsewhere)
         patch.setattr(futures, "ProcessPoolExecutor", elsewhere)
         self._train(text)

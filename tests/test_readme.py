@@ -45,7 +45,10 @@ def words_of(command: str) -> list[str]:
 
 def shrunk(words: list[str], text: Path) -> list[str]:
     """The same command for a tiny model and a small text; the last of two equal flags counts."""
-    words = [str(text) if word == "fineweb-edu" else word for word in words]
+    small = {"fineweb-edu": str(text), "pyqa": str(text.with_name("talks.jsonl"))}
+    words = [small.get(word, word.replace("step_001440", "step_000002")) for word in words]
+    if words[:2] == ["tokenize", "conversations"]:
+        return [*words, "--corpus", small["pyqa"], "--seq-len", "16"]
     if words[:2] == ["tokenize", "train"]:
         return [*words, "--vocab-size", "300"]
     return [*words, *TINY, "--data", "data/smoke/shards"] if words[0] == "train" else words
@@ -58,6 +61,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [f"Line {n} says {n * n}, and {n + 1} comes next.\n" for n in range(2000)]
     documents = ("\n".join(lines[start:start + 10]) for start in range(0, 2000, 10))
     (folder / "text.txt").write_text("\n<|endoftext|>\n".join(documents))
+    talks = ([{"role": "user", "content": "Say"}, {"role": "assistant", "content": str(n)}] for n in range(200))
+    (folder / "talks.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
     return folder
 
 
@@ -80,6 +85,8 @@ def test_its_commands_work_in_their_order(inside: Path, capfd: pytest.CaptureFix
                                   capture_output=True, text=True, timeout=240)
             assert done.returncode == 0, done.stderr
             assert done.stdout.count("finished") == 1    # rank 0 alone reports
+        elif words[0] in ("chat", "serve"):    # they go on until somebody ends them; test_chat, test_serve
+            assert find_run(words[1]).saved_steps() == [2] and main([*words, "--help"]) == 0
         else:
             assert main(words) == 0, (command, capfd.readouterr().err)
     assert find_run("gpu/untied").saved_steps() == [2]

@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,11 +19,14 @@ import httpx
 import openai
 import psutil
 import pytest
+import torch
 import uvicorn
 from helpers import randomised
 
+from tinylib.checks import ConfigError
 from tinylib.config import GPTConfig
-from tinylib.generate import Engine, generate
+from tinylib.generate import Engine, generate, generate_batch
+from tinylib.sampling import Sampling
 from tinylib.serve import create_app
 from tinylib.serve.app import LOCAL
 from tinylib.tokenizer import Tokenizer, render_prompt
@@ -100,6 +107,8 @@ def test_openai_client_chats(server: Server) -> None:
         max_completion_tokens=12)
     ids = render_prompt(server.tokenizer, [{"role": "user", "content": "Be brief.\n\nthe cat"}])
     assert made.choices[0].message.role == "assistant" and made.usage.prompt_tokens == len(ids)
+    alone = generate_batch(server.model, server.tokenizer, [ids], [Sampling(max_tokens=12, temperature=0)])
+    assert made.choices[0].message.content == "".join(piece for _, piece in alone)
     parts = [{"type": "text", "text": "the "}, {"type": "text", "text": "cat"}]
     whole, split = (server.client().chat.completions.create(
         model="tiny", messages=[{"role": "user", "content": content}], temperature=0) for content in ("the cat", parts))
@@ -138,6 +147,28 @@ def test_stop_strings_end_the_text(server: Server) -> None:
     stop = whole[3:5]
     made = server.client().completions.create(model="tiny", prompt="the cat", temperature=0, max_tokens=12, stop=stop)
     assert made.choices[0].text == whole[:whole.index(stop)] and made.choices[0].finish_reason == "stop"
+
+
+def test_long_and_several_stop_strings(server: Server) -> None:
+    whole = greedy(server, "the cat", 40)
+    stop = whole[4:12]
+    for given in (stop, ["<never>", stop]):
+        answer = server.post("completions", prompt="the cat", temperature=0, max_tokens=40, stop=given)
+        choice = answer.json()["choices"][0]
+        assert (choice["text"], choice["finish_reason"]) == (whole[:whole.index(stop)], "stop")
+
+
+def test_a_special_token_ends_the_text(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    end = server.tokenizer.special_ids["<|assistant_end|>"]
+    ids = iter([*server.tokenizer.encode("hat"), end])
+    monkeypatch.setattr("tinylib.generate.sample", lambda logits_V, request: torch.tensor(next(ids)))
+    choice = server.post(max_tokens=20).json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("hat", "stop")
+
+
+def test_a_tiny_temperature_is_greedy(server: Server) -> None:
+    choice = server.post("completions", prompt="the cat", temperature=1e-300, max_tokens=12).json()["choices"][0]
+    assert choice["text"] == greedy(server, "the cat")
 
 
 def test_token(tokenizer: Tokenizer) -> None:
@@ -203,6 +234,39 @@ def test_too_many_requests_are_announced(tokenizer: Tokenizer, monkeypatch: pyte
     server.close()
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_no_burst_gets_past_the_limit(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
+    server, step = Server(tokenizer, max_rows=2, max_waiting=3), Engine.step
+    assert server.post(n=5, max_tokens=2).status_code == 200, "an idle server takes as many as may run and wait"
+    entered, go = threading.Event(), threading.Event()
+    monkeypatch.setattr(Engine, "step", lambda engine: (entered.set(), go.wait(20), step(engine))[2])
+    with ThreadPoolExecutor(20) as pool:
+        answers = [pool.submit(server.post, stream=stream, max_tokens=6) for _ in range(20)]
+        while sum(answer.done() for answer in answers) < 15:
+            time.sleep(0.01)
+        go.set()
+        statuses = sorted(answer.result().status_code for answer in answers)
+    assert entered.is_set() and statuses == [200] * 5 + [503] * 15
+    monkeypatch.undo()
+    assert server.post(n=5, max_tokens=2).status_code == 200, "all places are free again"
+    server.close()
+
+
+def test_an_engine_that_cannot_be_made_anew_ends_requests_and_is_tried_again(
+        server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "add", lambda *arguments: 1 / 0)
+        patch.setattr(Engine, "__init__", lambda *arguments: 1 / 0)
+        for _ in range(2):
+            assert error_of(server.post())[3] == "model_failed"
+    assert server.post(max_tokens=2).status_code == 200
+
+
+def test_rows_are_checked(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ConfigError, match="max_rows=0"):
+        create_app(randomised(SHAPE), tokenizer, "tiny", max_rows=0)
+
+
 def test_a_failure_of_the_model_ends_its_requests_only(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(Engine, "add", lambda *arguments: 1 / 0)
@@ -227,7 +291,10 @@ def test_a_failure_of_the_model_ends_its_requests_only(server: Server, monkeypat
     ({"max_tokens": 0}, 400, "greater than", "max_tokens"), ({"max_tokens": 65}, 400, "context of 64", "max_tokens"),
     ({"stop": [""]}, 400, "empty string", None), ({"stop": list("abcde")}, 400, "at most 4", None),
     ({"tools": [{"type": "function"}]}, 400, "at most 0", "tools"), ({"logprobs": True}, 400, "False", "logprobs"),
-    ({"response_format": {"type": "json_object"}}, 400, "'text'", "response_format.type"),
+    ({"response_format": {"type": "json_object"}}, 400, "'text'", "response_format"),
+    ({"max_completion_tokens": 65}, 400, "context of 64", "max_completion_tokens"),
+    ({"stop": 5}, 400, "valid list", "stop"), ({"stop": "a" * 201}, 400, "at most 200", "stop"),
+    ({"top_logprobs": 5}, 400, "less than or equal to 0", "top_logprobs"),
     ({"presence_penalty": 1}, 400, "less than or equal to 0", "presence_penalty")])
 def test_bad_chat_requests(server: Server, body: dict, status: int, said: str, param: str | None) -> None:
     found = error_of(server.post(**body))
@@ -239,6 +306,9 @@ def test_neutral_and_unknown_fields_are_taken(server: Server) -> None:
     answer = server.post(max_tokens=2, presence_penalty=0, frequency_penalty=0.0, logprobs=False, tools=[], user="me",
                          response_format={"type": "text"}, store=False, metadata={}, seed=-5)
     assert answer.status_code == 200
+    nulls = dict.fromkeys(("temperature", "top_p", "n", "stop", "seed", "stream", "stream_options", "logprobs", "tools",
+                           "response_format", "presence_penalty", "max_completion_tokens", "min_p", "top_k"))
+    assert server.post(max_tokens=2, **nulls).status_code == 200, "clients send None as null"
 
 
 def test_bad_completions(server: Server) -> None:
@@ -246,7 +316,10 @@ def test_bad_completions(server: Server) -> None:
     assert error_of(server.post("completions", prompt=[]))[2] == "prompt"
     assert error_of(server.post("completions", prompt=["a"] * 9, n=2))[:2] == (
         400, "the request asks for 18 texts, more than 16: send several")
-    assert server.post("completions", prompt="", max_tokens=2).status_code in (200, 400)
+    assert error_of(server.post("completions", prompt="a", logprobs=0))[2] == "logprobs"
+    assert error_of(server.post("completions", prompt=[1, 2]))[2] == "prompt"
+    answer = server.post("completions", prompt="", max_tokens=12, temperature=0).json()["choices"][0]
+    assert answer["text"] == greedy(server, ""), "BOS alone begins a text"
 
 
 @pytest.mark.parametrize("content", [
@@ -314,6 +387,11 @@ def test_page_in_a_browser(page: object, server: Server, monkeypatch: pytest.Mon
     page.click("#reset")
     assert page.query_selector("#talk .assistant") is None
     assert page.problems == []
+    page.fill("#temperature", "9")
+    page.fill("#question", "And now?")
+    page.press("#question", "Enter")
+    page.wait_for_selector("#talk .error:has-text('temperature')")
+    assert page.query_selector("#talk .assistant") is None, "no empty answer beside the error"
 
 
 def test_page_stops_an_answer(page: object, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,6 +406,33 @@ def test_page_stops_an_answer(page: object, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 # Long tests
+
+
+ALONE = f"""
+import sys, time
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_serve import SHAPE, TEXT, Engine, Tokenizer, randomised
+from tinylib.serve import serve
+step = Engine.step
+Engine.step = lambda engine: (time.sleep(0.1), step(engine))[1]
+serve(randomised(SHAPE), Tokenizer.train(TEXT, 285), "tiny", port=0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", [False, True])
+def test_ctrl_c_ends_a_busy_server_quietly(stream: bool) -> None:
+    with subprocess.Popen([sys.executable, "-c", ALONE], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True) as process, ThreadPoolExecutor(1) as pool:
+        url = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())[0]
+        body = {"model": "tiny", "prompt": "the cat", "max_tokens": 60, "stream": stream, "temperature": 0}
+        answer = pool.submit(httpx.post, f"{url}/v1/completions", json=body, timeout=30)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        printed, errors = process.communicate(timeout=30)
+    last = answer.result().text.strip().splitlines()[-1].removeprefix("data: ")
+    assert json.loads(last)["error"]["code"] == "shutting_down"
+    assert (process.returncode, printed, errors) == (0, "", "")
 
 
 @pytest.mark.slow

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 NOTEBOOKS = ("01_architecture_math", "02_tokenizer", "03_model", "04_distributed_training", "05_evaluation",
-             "06_weight_tying")
-RUNS = ("untied", "tied")
-"""The two runs of the course, trained by notebooks 04 and 06."""
+             "06_weight_tying", "07_chat")
+RUNS = ("untied", "tied", "chat")
+"""The runs of the course, trained by notebooks 04, 06 and 07; the last is the first, fine-tuned."""
 PROMPTS = ("Return the", "This module")
 
 
@@ -96,7 +96,7 @@ def execute(path: Path, kept: Path, environment: Mapping[str, str]) -> NotebookN
 
 
 def closing_table(profile: Profile) -> pd.DataFrame:
-    """Parameters and their split, characters per token, bits per byte and speed of the two runs, a column a run."""
+    """Parameters and their split, characters per token, bits per byte and speed of the runs, a column a run."""
     import pandas as pd
 
     from tinylib.shards import Shards
@@ -105,14 +105,15 @@ def closing_table(profile: Profile) -> pd.DataFrame:
     for run in (RunDirectory(profile.runs / name) for name in RUNS):
         summary = run.summary()
         if summary is None or summary.state != "finished":
-            raise CourseFailed(f"the run {run.path} has not finished: run notebooks 04 and 06 again")
+            raise CourseFailed(f"the run {run.path} has not finished: run notebooks 04, 06 and 07 again")
         config = from_dict(TrainConfig, run.read_config()["train"])
         counts, shards = sizing.parameters(config.model), Shards(config.data)
         table[run.name] = {
             "parameters": f"{counts.total:,}",
             "wte / blocks / lm_head, %": " / ".join(f"{percent:.1f}" for percent in counts.split.values()),
             "characters per token": f"{shards.characters / shards.tokens:.2f}",
-            "training tokens": f"{summary.tokens:,}", "validation bits per byte": f"{summary.val_bpb:.3f}",
+            "training tokens": f"{summary.tokens:,}",
+            "validation bits per byte": f"{summary.val_bpb:.3f}" + " (answers)" * bool(shards.packed),
             "tokens/s": f"{summary.tokens_per_s:,.0f}"}
     return pd.DataFrame(table)
 

@@ -34,4 +34,13 @@ def serve(model: GPT, tokenizer: Tokenizer, name: str, *, host: str = "127.0.0.1
     print(f"{name}: http://{shown}:{listening.getsockname()[1]} is a page to chat, /v1 there is for OpenAI's clients; "
           "Ctrl-C ends it", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)).run(sockets=[listening])
+        _Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)).run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which on its own would wait for the texts that are generated, and then cut them off with a traceback."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the texts with an error that clients understand, then the connections."""
+        self.config.app.state.batcher.close()
+        await super().shutdown(sockets)

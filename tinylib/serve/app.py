@@ -22,7 +22,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from tinylib.chat import room
-from tinylib.checks import UserError
+from tinylib.checks import UserError, check_int, raise_if
 from tinylib.generate import TextStream, check_tokenizer
 from tinylib.model import GPT
 from tinylib.sampling import Sampling
@@ -43,9 +43,11 @@ def create_app(model: GPT, tokenizer: Tokenizer, name: str, *, token: str | None
     """OpenAI-compatible server of `model`, under `name`, as an ASGI application.
 
     With `token`, /v1 needs `Authorization: Bearer TOKEN`.  `max_rows` texts share a batch, `max_waiting` more wait, and
-    what comes then is answered by 503.  Only requests to one of `hosts` are taken; None takes all.
+    what comes then is answered by 503.  Only requests to one of `hosts` are taken; None takes all.  Raises ConfigError
+    for numbers out of range.
     """
     check_tokenizer(model, tokenizer)
+    raise_if("serve", [check_int("max_rows", max_rows), check_int("max_waiting", max_waiting, least=0)])
     api = _Api(model, tokenizer, name, token, Batcher(model, tokenizer, max_rows, max_waiting))
 
     @contextlib.asynccontextmanager
@@ -55,6 +57,7 @@ def create_app(model: GPT, tokenizer: Tokenizer, name: str, *, token: str | None
         running.cancel()
 
     app = FastAPI(title="tinylib", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.batcher = api.batcher
     app.add_middleware(_Front, hosts=hosts)
     app.add_exception_handler(Failure, lambda _, error: error.response)
     app.add_exception_handler(UserError, lambda _, error: Failure(400, str(error)).response)
@@ -68,8 +71,9 @@ def create_app(model: GPT, tokenizer: Tokenizer, name: str, *, token: str | None
 def _invalid(_: Request, error: RequestValidationError) -> Response:
     """The problem of a request that doesn't fit its description; of several, the one that is most inside."""
     first = max(error.errors(), key=lambda problem: len(problem["loc"]))
-    place = ".".join(str(part) for part in first["loc"] if part != "body")
-    return Failure(400, f"{place}: {first['msg']}" if place else first["msg"], param=place or None).response
+    place = [str(part) for part in first["loc"][1:]] if first["type"] != "json_invalid" else []
+    message = f"{'.'.join(place)}: {first['msg']}" if place else first["msg"]
+    return Failure(400, message, param=place[0] if place else None).response
 
 
 def _page() -> Response:
@@ -123,7 +127,7 @@ class _Api:
 
     def router(self) -> APIRouter:
         """The routes, behind the token."""
-        router = APIRouter(prefix="/v1", dependencies=[Depends(self.authorize)])
+        router = APIRouter(prefix="/v1", dependencies=[Depends(self.authorize), Depends(self.jobs_of)])
         router.add_api_route("/models", lambda: {"object": "list", "data": [self.about]}, name="models")
         router.add_api_route("/models/{model_id:path}", self.one_model)
         router.add_api_route("/completions", self.completions, methods=["POST"])
@@ -137,6 +141,14 @@ class _Api:
             raise Failure(401, "the token is missing or wrong: send it as Authorization: Bearer TOKEN",
                           code="invalid_api_key")
 
+    async def jobs_of(self, request: Request) -> AsyncIterator[None]:
+        """Drop the jobs of a request when its response ends, sent or cut off, even before its first piece."""
+        request.state.jobs = []
+        try:
+            yield
+        finally:
+            self.batcher.drop(request.state.jobs)
+
     def one_model(self, model_id: str) -> dict[str, Any]:
         """Raise Failure 404 unless it is the model that is served."""
         if model_id != self.name:
@@ -145,45 +157,48 @@ class _Api:
 
     async def completions(self, options: CompletionRequest, request: Request) -> Response:
         """Continue a text, or several."""
-        texts = [options.prompt] if isinstance(options.prompt, str) else options.prompt
-        prompts = [[self.tokenizer.bos, *self.tokenizer.encode(text)] for text in texts[:MAX_TEXTS + 1]]
+        self.one_model(options.model)
+        prompts = [[self.tokenizer.bos, *self.tokenizer.encode(text)] for text in options.prompt[:MAX_TEXTS + 1]]
         longest = max(map(len, prompts))
         if longest > self.context:
             raise Failure(400, f"the prompt has {longest} tokens, more than the context of {self.context}: shorten it",
                           "prompt", "context_length_exceeded")
-        jobs = self._jobs(options, prompts, self._most(options.max_tokens))
-        return await _respond(self.batcher, jobs, request, options, chat=False)
+        self._submit(request, options, prompts, self._most("max_tokens", options.max_tokens))
+        return await _respond(self.batcher, request, options, chat=False)
 
     async def chat_completions(self, options: ChatRequest, request: Request) -> Response:
         """Answer the last message; the oldest turns are left out where the context is too short for all."""
-        most = self._most(options.max_completion_tokens or options.max_tokens)
+        self.one_model(options.model)
+        asked = "max_completion_tokens" if options.max_completion_tokens else "max_tokens"
+        most = self._most(asked, getattr(options, asked))
         messages = [message.plain for message in options.messages]
         ids = render_prompt(self.tokenizer, messages, room(self.model, most))
-        return await _respond(self.batcher, self._jobs(options, [ids], most), request, options, chat=True)
+        self._submit(request, options, [ids], most)
+        return await _respond(self.batcher, request, options, chat=True)
 
-    def _most(self, asked: int | None) -> int:
+    def _most(self, field: str, asked: int | None) -> int:
         """Most tokens of a text."""
         if asked is not None and asked > self.context:
-            raise Failure(400, f"max_tokens={asked} is more than the context of {self.context}", "max_tokens")
+            raise Failure(400, f"{field}={asked} is more than the context of {self.context}", field)
         return asked or min(Sampling.max_tokens, self.context)
 
-    def _jobs(self, options: Options, prompts: list[list[int]], most: int) -> list[Job]:
-        """A job for each text, with seeds that follow the first; Failure where there are too many."""
-        self.one_model(options.model)
+    def _submit(self, request: Request, options: Options, prompts: list[list[int]], most: int) -> None:
+        """Submit a job for each text, with seeds that follow the first; Failure where there are too many."""
         count = options.n * len(prompts)
         if count > MAX_TEXTS:
             raise Failure(400, f"the request asks for {count} texts, more than {MAX_TEXTS}: send several", "n")
-        self.batcher.raise_if_full(count)
         seed = secrets.randbelow(1 << 31) if options.seed is None else options.seed % (1 << 31)
-        stop = (options.stop,) if isinstance(options.stop, str) else tuple(options.stop or ())
         each = [Sampling(most, options.repetition_penalty, options.temperature, options.top_k, options.top_p,
-                         options.min_p, stop, seed + number) for number in range(options.n)]
-        return [Job(place * options.n + number, ids, how, TextStream(self.tokenizer, stop))
+                         options.min_p, tuple(options.stop), seed + number) for number in range(options.n)]
+        jobs = [Job(place * options.n + number, ids, how, TextStream(self.tokenizer, how.stop))
                 for place, ids in enumerate(prompts) for number, how in enumerate(each)]
+        self.batcher.submit(jobs)
+        request.state.jobs = jobs
 
 
-async def _respond(batcher: Batcher, jobs: list[Job], request: Request, options: Options, chat: bool) -> Response:
-    """The answer to a request, whole or as server-sent events."""
+async def _respond(batcher: Batcher, request: Request, options: Options, chat: bool) -> Response:
+    """The texts of a request's jobs, whole or as server-sent events."""
+    jobs = request.state.jobs
     base = {"id": f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}", "created": int(time.time()),
             "model": options.model, "object": "chat.completion" if chat else "text_completion"}
     if options.stream:

@@ -34,7 +34,9 @@ class Batcher:
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, max_rows: int, max_waiting: int) -> None:
         self._new_engine = lambda: Engine(model, max_rows, tokenizer.vocab_size)
-        self._engine, self._rows, self._max_waiting = self._new_engine(), dict[Row, Job](), max_waiting
+        self._engine: Engine | None = self._new_engine()
+        self._rows: dict[Row, Job] = {}
+        self._max_rows, self._max_waiting = max_rows, max_waiting
         self._waiting: deque[Job] = deque()
         self._queues: dict[Job, asyncio.Queue] = {}
         self._work = asyncio.Event()
@@ -45,24 +47,26 @@ class Batcher:
             while True:
                 await self._work.wait()
                 self._work.clear()
+                free = self._max_rows - len(self._rows)
+                joining = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
                 try:
-                    pieces = await asyncio.get_running_loop().run_in_executor(thread, self._advance)
+                    pieces = await asyncio.get_running_loop().run_in_executor(thread, self._advance, joining)
                 except Exception as error:
                     failed = [job for job in self._queues if job not in self._waiting]
-                    self._engine, self._rows = self._new_engine(), {}
-                    pieces = [(job, f"the model failed: {type(error).__name__}", "error") for job in failed]
+                    self._engine, self._rows = None, {}    # its memory is free before the next one is made
+                    pieces = [(job, f"the model failed: {type(error).__name__}", "model_failed") for job in failed]
                 for job, piece, reason in pieces:
                     if job in self._queues:
                         self._queues[job].put_nowait((job, piece, reason))
                 if self._rows or self._waiting:
                     self._work.set()
 
-    def _advance(self) -> list[tuple[Job, str, str | None]]:
-        """Let cancelled rows leave and waiting ones join, then generate a token of each: job, piece, finish reason."""
+    def _advance(self, joining: Sequence[Job]) -> list[tuple[Job, str, str | None]]:
+        """Let cancelled rows leave and `joining` ones in, then generate a token of each: job, piece, finish reason."""
+        self._engine = self._engine or self._new_engine()
         for row in [row for row, job in self._rows.items() if job.cancelled]:
             self._leave(row)
-        while self._waiting and len(self._rows) < self._engine.max_rows:
-            job = self._waiting.popleft()
+        for job in joining:
             if not job.cancelled:
                 self._rows[self._engine.add(job.ids, job.sampling)] = job
         pieces = []
@@ -80,35 +84,43 @@ class Batcher:
         self._engine.remove(row)
         del self._rows[row]
 
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Queue `jobs`, which `drop` must end; raise Failure 503 if there are more than may run and wait."""
+        if len(self._queues) + len(jobs) > self._max_rows + self._max_waiting:
+            raise Failure(503, f"{len(self._queues)} texts are generated or wait already: try again in a moment",
+                          code="overloaded")
+        self._queues |= dict.fromkeys(jobs, asyncio.Queue())
+        self._waiting.extend(jobs)
+        self._work.set()
+
+    def drop(self, jobs: Sequence[Job]) -> None:
+        """End `jobs`, done or not."""
+        for job in jobs:
+            job.cancelled = True
+            self._queues.pop(job, None)
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(job)
+
+    def close(self) -> None:
+        """End all jobs with an error, because the server ends."""
+        for job, queue in self._queues.items():
+            queue.put_nowait((job, "the server ends", "shutting_down"))
+
     async def stream(self, jobs: Sequence[Job], request: Request) -> AsyncIterator[tuple[Job, str, str | None]]:
-        """Pieces of `jobs` as they come; the jobs end when they are done, or when the client goes away."""
-        queue: asyncio.Queue = asyncio.Queue()
+        """Pieces of submitted `jobs` as they come, until all are done or the client goes away."""
+        queue, left = self._queues[jobs[0]], len(jobs)
         gone = asyncio.create_task(_disconnected(request, queue))
         try:
-            self._queues |= dict.fromkeys(jobs, queue)
-            self._waiting.extend(jobs)
-            self._work.set()
-            left = len(jobs)
             while left:
                 job, piece, reason = await queue.get()
                 if job is None:
                     return
-                if reason == "error":
-                    raise Failure(503, piece, code="model_failed")
+                if reason not in (None, "stop", "length"):
+                    raise Failure(503, piece, code=reason)
                 left -= reason is not None
                 yield job, piece, reason
         finally:
             gone.cancel()
-            for job in jobs:
-                job.cancelled = True
-                del self._queues[job]
-                with contextlib.suppress(ValueError):
-                    self._waiting.remove(job)
-
-    def raise_if_full(self, jobs: int) -> None:
-        """Raise Failure 503 if there is no room for so many more."""
-        if len(self._waiting) + jobs > self._max_waiting:
-            raise Failure(503, f"{len(self._waiting)} requests wait already: try again in a moment", code="overloaded")
 
 
 async def _disconnected(request: Request, queue: asyncio.Queue) -> None:

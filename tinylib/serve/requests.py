@@ -5,10 +5,14 @@ Source: https://platform.openai.com/docs/api-reference.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+ONE_OR_MORE = BeforeValidator(lambda value: [value] if isinstance(value, str) else value,
+                              json_schema_input_type=str | list[str])
+"""Makes a list of a single string, so that an error names one type."""
 
 
 class TextFormat(BaseModel):
@@ -28,7 +32,7 @@ class Options(BaseModel):
     top_k: int | None = Field(50, ge=1)
     min_p: float = Field(0.0, ge=0, le=1)
     repetition_penalty: float = Field(1.0, ge=0.01, le=100)
-    stop: str | list[str] | None = Field(None, max_length=4)
+    stop: Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=4), ONE_OR_MORE] = []
     seed: int | None = None
     n: int = Field(1, ge=1, le=8)
     stream: bool = False
@@ -36,17 +40,25 @@ class Options(BaseModel):
     # What can't be honoured may come with the value that asks for nothing.
     presence_penalty: float | None = Field(None, ge=0, le=0)
     frequency_penalty: float | None = Field(None, ge=0, le=0)
-    logprobs: Literal[False] | None = None
     logit_bias: dict[str, float] | None = Field(None, max_length=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, fields: Any) -> Any:
+        """A null, which clients send for None, stands for the field's default; that of top_k keeps all tokens."""
+        if not isinstance(fields, dict):
+            return fields
+        return {name: value for name, value in fields.items() if value is not None or name == "top_k"}
 
 
 class CompletionRequest(Options):
     """Text to continue."""
 
-    prompt: str | list[str] = Field(min_length=1)
+    prompt: Annotated[list[str], Field(min_length=1), ONE_OR_MORE]
     best_of: Literal[1] | None = None
     echo: Literal[False] | None = None
     suffix: None = None
+    logprobs: None = None    # a number, and 0 asks for those of the text
 
 
 class Part(BaseModel):
@@ -77,6 +89,8 @@ class ChatRequest(Options):
     tools: list[Any] | None = Field(None, max_length=0)
     functions: list[Any] | None = Field(None, max_length=0)
     response_format: TextFormat | None = None
+    logprobs: Literal[False] | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=0)
 
 
 class Failure(Exception):

@@ -10,6 +10,7 @@ Source: nanochat, https://github.com/karpathy/nanochat, nanochat/tokenizer.py, `
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,11 +55,14 @@ def render(tokenizer: Tokenizer, messages: Messages) -> list[int]:
     >>> tokenizer.decode(render(tokenizer, [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]))
     '<|bos|><|user_start|>Hi<|user_end|><|assistant_start|>Yo<|assistant_end|>'
     """
-    special, ids = tokenizer.special_ids, [tokenizer.bos]
-    for turn in check_messages(messages):
-        ids += [special[f"<|{turn['role']}_start|>"], *tokenizer.encode(turn["content"]),
-                special[f"<|{turn['role']}_end|>"]]
-    return ids
+    return [tokenizer.bos, *chain.from_iterable(_turn_ids(tokenizer, messages))]
+
+
+def _turn_ids(tokenizer: Tokenizer, messages: Messages) -> list[list[int]]:
+    """The ids of each turn, between its special tokens."""
+    special = tokenizer.special_ids
+    return [[special[f"<|{turn['role']}_start|>"], *tokenizer.encode(turn["content"]),
+             special[f"<|{turn['role']}_end|>"]] for turn in check_messages(messages)]
 
 
 def render_prompt(tokenizer: Tokenizer, messages: Messages, most: int | None = None) -> list[int]:
@@ -70,15 +74,15 @@ def render_prompt(tokenizer: Tokenizer, messages: Messages, most: int | None = N
     turns = check_messages(messages)
     if turns[-1]["role"] != "user":
         raise UserError(f"messages[-1].role={turns[-1]['role']!r} leaves nothing to answer: end with a user's message")
-    start = tokenizer.special_ids["<|assistant_start|>"]
-    while True:
-        ids = [*render(tokenizer, turns), start]
-        if most is None or len(ids) <= most:
-            return ids
-        if len(turns) == 1:
-            raise UserError(f"the question has {len(ids)} tokens with its special ones, more than the {most} that fit "
+    each, first = _turn_ids(tokenizer, turns), 0
+    size = sum(map(len, each)) + 2
+    while most is not None and size > most:
+        if len(each) - first == 1:
+            raise UserError(f"the question has {size} tokens with its special ones, more than the {most} that fit "
                             "into the context: shorten it")
-        turns = turns[2:]
+        size -= len(each[first]) + len(each[first + 1])
+        first += 2
+    return [tokenizer.bos, *chain.from_iterable(each[first:]), tokenizer.special_ids["<|assistant_start|>"]]
 
 
 def in_answer(tokenizer: Tokenizer, x_BT: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import Any
 
 CHECKERS: dict[str, Callable[[Any], None]] = {}
 _MODULES = {"01": "architecture", "02": "tokenizer", "03": "model", "04": "distributed", "05": "evaluation",
-            "06": "tying"}
+            "06": "tying", "07": "chat"}
 _OURS = str(Path(__file__).parent)
 _LIBRARIES = (str(Path(__file__).parents[2]), *{sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
 
