@@ -17,6 +17,7 @@ from tinylib import chat, corpus
 from tinylib.chat import Chat, fine_tuning, gain, quiz, terminal
 from tinylib.checkpoint import load_model, save
 from tinylib.checks import ConfigError, UserError
+from tinylib.cli import main
 from tinylib.config import GPTConfig, TrainConfig
 from tinylib.corpus import Document
 from tinylib.corpus.questions import conversations
@@ -401,6 +402,17 @@ def test_padding_never_counts(tuned: tuple[Path, Path, list[Document]], tokenize
     together = quiz(model, tokenizer, documents)
     alone = [quiz(model, tokenizer, [document]) for document in documents]
     assert list(together.bits) == pytest.approx([bits for some in alone for bits in some.bits], rel=1e-5)
+
+
+def test_the_verb_answers_a_pipe(tuned: tuple[Path, Path, list[Document]], monkeypatch: pytest.MonkeyPatch,
+                                 capsys: pytest.CaptureFixture[str]) -> None:
+    run, documents = tuned[1].parents[1], tuned[2]
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{messages(some)[0]['content']}\n/reset\n"
+                                                         for some in documents)))
+    assert main(["chat", str(run), "--temperature", "0", "--device", "cpu"]) == 0
+    said, noted = capsys.readouterr()
+    known = [messages(some)[1]["content"] for some in documents]
+    assert noted == "" and sum(line == answer for line, answer in zip(said.splitlines(), known, strict=True)) > 4
 
 
 # In a notebook

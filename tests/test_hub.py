@@ -174,6 +174,20 @@ def test_folders_are_not_mixed_unless_one_is_chosen(hub, fetch):
     assert list(corpus.load("wiki/pedia/en").texts("train")) == ["en/train-0.parquet"]
 
 
+def test_smoltalk_holds_conversations(hub, fetch):
+    """The short name, its column of messages, and files named for training and test."""
+    def talks(name):
+        return parquet([[{"content": f"{name} {row}", "role": "user"}, {"content": "Yes.", "role": "assistant"}]
+                        for row in range(3)], "messages")
+
+    names = ("train-00000-of-00001", "test-00000-of-00001")
+    hub.datasets["HuggingFaceTB/smol-smoltalk"] = Dataset({f"data/{name}.parquet": talks(name) for name in names}, {})
+    manifest = fetch("smoltalk")
+    assert [manifest["splits"][split]["documents"] for split in corpus.SPLITS] == [3, 3]
+    first = next(corpus.load("smoltalk").documents("val"))
+    assert json.loads(first.text)[0] == {"content": "test-00000-of-00001 0", "role": "user"}
+
+
 def test_json_lines_where_there_is_no_parquet(hub, fetch):
     lines = "".join(json.dumps({"text": f"text {row}"}) + "\n" for row in range(3)).encode()
     hub.datasets["some/lines"] = Dataset({"a.jsonl": lines, "b.jsonl": b'{"text": "last"}\n', "c.txt": b"a licence"})

@@ -180,8 +180,8 @@ class TextStream:
         if found:
             self.ended = True
             return text[:min(found)]
-        begun = () if self.ended or last else (size for stop in self.stop for size in range(1, len(stop))
-                                               if text.endswith(stop[:size]))
+        begun = () if self.ended or last else (size for stop in self.stop for size in
+                                               range(1, min(len(stop), len(text) + 1)) if text.endswith(stop[:size]))
         end = len(text) - max(begun, default=0)
         self.held = text[end:]
         return text[:end]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sys
 
 import uvicorn
 
@@ -31,6 +32,8 @@ def serve(model: GPT, tokenizer: Tokenizer, name: str, *, host: str = "127.0.0.1
     except (OSError, OverflowError) as error:
         raise UserError(f"host={host}, port={port} can't be used ({error}): choose others") from None
     app = create_app(model, tokenizer, name, token=token, max_rows=max_rows, hosts=LOCAL if shown in LOCAL else None)
+    if token is None and shown not in LOCAL:
+        print(f"without a token, everybody who reaches {host} can use the model", file=sys.stderr)
     print(f"{name}: http://{shown}:{listening.getsockname()[1]} is a page to chat, /v1 there is for OpenAI's clients; "
           "Ctrl-C ends it", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
