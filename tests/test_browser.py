@@ -5,6 +5,7 @@ Its kernel is restarted while it trains, and the run is found again.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -78,7 +79,8 @@ class Lab:
             self.process.wait(20)
         except subprocess.TimeoutExpired:
             for process in (self.process, *children):
-                process.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
             self.process.wait()
 
     def end_kernels(self) -> None:

@@ -76,11 +76,12 @@ A line that ends with \\ goes on in the next one.  Ctrl-C stops an answer."""
 _CONTROL = re.compile(r"[^\S \n\t]|[\x00-\x08\x0e-\x1f\x7f-\x9f]")
 
 
-def terminal(chat: Chat, lines: Callable[[], str], out: TextIO = sys.stdout) -> None:
-    """Answer each question of `lines`, which raises EOFError at the end; what begins with / is a command.
+def terminal(chat: Chat, lines: Callable[[], str], out: TextIO | None = None) -> None:
+    """Answer each question of `lines` on `out` (None: stdout); what begins with / is a command, EOFError is the end.
 
     Control characters in an answer are shown as U+FFFD, because a terminal would obey them.
     """
+    out = out or sys.stdout
     while True:
         try:
             question = _question(lines)
