@@ -1,6 +1,6 @@
-"""The run of notebook 04 in JupyterLab in a real Chromium.
+"""The run of notebook 04 and the chat of notebook 07 in JupyterLab in a real Chromium.
 
-Its kernel is restarted while it trains, and the run is found again.
+The kernel of the first is restarted while it trains, and the run is found again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
-from nbformat.v4 import new_code_cell
+from nbformat.v4 import new_code_cell, new_notebook
 from ranks import free_port
 
 from tinylib import profiles
@@ -39,6 +39,17 @@ NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "04_distributed_training
 KEPT = ("# 04", "profile = profiles.profile()", "config = profile.train", "run = launch(config", "run.watch()")
 """Parts of the cells that a reader needs to get to a run: the title, the set-up, the launch and its view."""
 AGAIN = "from tinylib.launch import attach\n\nattach()"
+CHAT = """
+from tinylib import profiles
+from tinylib.chat import Chat
+from tinylib.config import GPTConfig
+from tinylib.course.talk import Talk
+from tinylib.model import GPT
+from tinylib.tokenizer import Tokenizer
+
+model = GPT(GPTConfig(depth=1, dim=32, vocab_size=320, head_dim=16, seq_len=64))
+Talk(Chat(model, Tokenizer.load(profiles.profile("smoke").shards / "tokenizer")))
+"""
 MODEL = GPTConfig(depth=6, dim=256, vocab_size=320, head_dim=64, seq_len=128)
 """Large enough for its 40 steps to last while a kernel starts anew."""
 SETTINGS = {"notebook-extension/tracker": {"windowingMode": "none"},    # every cell is in the page, also out of sight
@@ -112,6 +123,7 @@ def lab(tmp_path, monkeypatch) -> Iterator[Lab]:
             cell.outputs, cell.execution_count = [], None
     notebook.cells.append(new_code_cell(AGAIN))
     nbformat.write(notebook, tmp_path / "04.ipynb")
+    nbformat.write(new_notebook(cells=[new_code_cell(CHAT)], metadata=notebook.metadata), tmp_path / "07.ipynb")
     lab = Lab(tmp_path, dict(os.environ))
     try:
         assert wait_until(lab.is_up, 60), (tmp_path / "lab.log").read_text()
@@ -135,8 +147,8 @@ def page(lab) -> Iterator[sync_api.Page]:
         browser.close()
 
 
-def open_notebook(page: sync_api.Page, lab: Lab) -> None:
-    page.goto(f"{lab.address}/lab/tree/04.ipynb?token=test&reset")
+def open_notebook(page: sync_api.Page, lab: Lab, name: str = "04") -> None:
+    page.goto(f"{lab.address}/lab/tree/{name}.ipynb?token=test&reset")
     page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(state="attached")
 
 
@@ -240,3 +252,18 @@ def test_a_run_outlives_its_kernel_and_obeys_its_buttons(lab, page, tmp_path):
     page.screenshot(path=tmp_path / "reopened.png")
     lab.end()
     assert wait_until(lambda: not pythons(tmp_path / "home"), 10), pythons(tmp_path / "home")
+
+
+def test_a_chat_in_a_notebook(lab, page):
+    open_notebook(page, lab, "07")
+    cell = page.locator(".jp-Notebook .jp-CodeCell").last
+    begin(page, cell, run_last)
+    question = cell.get_by_placeholder("ask, then Enter")
+    question.fill("the <b>cat</b>")
+    question.press("Enter")
+    turns = cell.locator(".widget-html-content div div")
+    sync_api.expect(turns).to_have_count(2)
+    sync_api.expect(turns.first).to_have_text("the <b>cat</b>")
+    sync_api.expect(question).to_have_value("")
+    cell.get_by_role("button", name="new chat").click()
+    sync_api.expect(turns).to_have_count(0)
