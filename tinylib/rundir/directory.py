@@ -210,9 +210,10 @@ class RunDirectory:
 
     def killed_ranks(self) -> dict[str, Process]:
         """Ranks that ended without recording an error, as a killed process does."""
-        failed = {f"rank{error['rank']}" for error in self.errors()}
-        return {role: process for role, process in self.processes().items()
-                if role.startswith("rank") and role not in failed and process.gone()}
+        gone = {role: process for role, process in self.processes().items()
+                if role.startswith("rank") and process.gone()}
+        failed = {f"rank{error['rank']}" for error in self.errors()}    # read last: a rank records before it is gone
+        return {role: process for role, process in gone.items() if role not in failed}
 
     def saved_steps(self) -> list[int]:
         """Steps with a complete checkpoint, oldest first."""
