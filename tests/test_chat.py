@@ -6,11 +6,13 @@ import dataclasses
 import io
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers import problems, randomised
 
 from tinylib import chat, corpus
@@ -112,6 +114,14 @@ def test_a_prompt_drops_the_oldest_turns(tokenizer: Tokenizer) -> None:
         render_prompt(tokenizer, turns[:2])
 
 
+def test_a_system_message_stays_when_turns_are_dropped(tokenizer: Tokenizer) -> None:
+    turns = messages(talk("the cat", "sat", "the hat", "mat", "on"))
+    system = {"role": "system", "content": "do"}
+    shorter = render_prompt(tokenizer, [system, *turns[2:]])
+    assert render_prompt(tokenizer, [system, *turns], len(shorter)) == shorter
+    assert tokenizer.decode(shorter).startswith("<|bos|><|user_start|>do\n\nthe hat<|user_end|>")
+
+
 # Questions out of the documentation
 
 
@@ -162,7 +172,7 @@ def test_files_of_messages(tmp_path: Path, suffix: str) -> None:
     else:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
     found = [messages(document) for split in corpus.SPLITS
-             for document in corpus.load(file, column="messages").documents(split)]
+             for document in corpus.load(file).documents(split)]
     assert sorted(found, key=str) == sorted((row["messages"] for row in rows), key=str)
 
 
@@ -263,6 +273,25 @@ def test_fine_tuning_changes_only_what_it_says() -> None:
     assert changed == {"init_from", "steps", "embedding_lr", "unembedding_lr", "tied_lr", "matrix_lr",
                        "warmdown_fraction"}
     assert config.matrix_lr == 0.1 * base.matrix_lr and config.warmdown_fraction == 1
+
+
+def test_a_resumed_fine_tuning_ends_where_a_straight_one_does(tuned: tuple[Path, Path, list[Document]],
+                                                              tmp_path: Path) -> None:
+    base, _, _ = tuned
+    config = fine_tuning(TrainConfig(load_model(base).config, total_batch_size=128, device_batch_size=2), base,
+                         data=str(base.parent / "shards"), run_dir=str(tmp_path / "run"), steps=8, compile="off",
+                         eval_every=None, save_every=4)
+    train(config)
+    last = tmp_path / "run" / "checkpoints" / "step_000008"
+    straight = load_model(last).state_dict()
+    shutil.rmtree(last)
+    train(config, resume=True)
+    assert all(torch.equal(weight, straight[name]) for name, weight in load_model(last).state_dict().items())
+
+
+def test_packed_shards_hold_no_texts(tuned: tuple[Path, Path, list[Document]]) -> None:
+    with pytest.raises(UserError, match="packed conversations, not texts"):
+        Shards(tuned[0].parent / "shards").texts()
 
 
 def test_another_context_is_one_clear_error(tuned: tuple[Path, Path, list[Document]], tmp_path: Path) -> None:

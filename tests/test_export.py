@@ -18,7 +18,7 @@ from tinylib.checks import UserError
 from tinylib.cli import main
 from tinylib.export import audit, export_mlx, export_transformers, import_transformers
 from tinylib.shards import Shards
-from tinylib.tokenizer import Tokenizer
+from tinylib.tokenizer import Tokenizer, render
 from tinylib.train import train
 
 
@@ -127,15 +127,17 @@ def test_without_transformers_the_error_says_what_to_install(exported, monkeypat
 
 
 def test_the_chat_template_is_nanochats(exported) -> None:
-    _, folder, _ = exported
+    _, folder, tokenizer = exported
     theirs = AutoTokenizer.from_pretrained(folder)
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    for messages in (talk, [{"role": "system", "content": "Be brief."}, *talk, *talk]):
+        assert theirs.apply_chat_template(messages)["input_ids"] == render(tokenizer, messages)
     assert theirs.apply_chat_template(talk, tokenize=False) == (
         "<|bos|><|user_start|>Hi<|user_end|><|assistant_start|>Hello<|assistant_end|>")
     assert theirs.apply_chat_template(talk[:1], tokenize=False, add_generation_prompt=True).endswith(
         "<|user_end|><|assistant_start|>")
     with pytest.raises(Exception, match="roles are user and assistant"):
-        theirs.apply_chat_template([{"role": "system", "content": "x"}], tokenize=False)
+        theirs.apply_chat_template([*talk, {"role": "tool", "content": "x"}], tokenize=False)
 
 
 def test_a_tokenizer_of_other_people_is_refused(exported) -> None:

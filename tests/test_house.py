@@ -101,7 +101,7 @@ def test_torch_free_modules_import_without_torch():
 def test_nothing_happens_at_import():
     """No file but modules is opened, no process, socket, thread or log begun, no variable read, no device probed.
 
-    pydantic reads variables of its own whenever a class of requests is made.
+    One exception: pydantic asks for its plugins when a class of requests is made, and FastAPI needs it made at once.
     """
     outside = sorted({node.names[0].name if isinstance(node, ast.Import) else str(node.module)
                       for path in FILES for node in tree(path).body
@@ -114,7 +114,7 @@ import torch
 seen, armed = [], True
 class Watched(type(os.environ)):
     def __getitem__(self, key):
-        if armed and not key.startswith("PYDANTIC_"): seen.append("reads the variable " + str(key))
+        if armed and key != "PYDANTIC_DISABLE_PLUGINS": seen.append("reads the variable " + str(key))
         return super().__getitem__(key)
 os.environ.__class__ = Watched
 def hook(event, args):

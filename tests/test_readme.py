@@ -162,4 +162,5 @@ def test_its_results_are_those_stored_in_the_notebooks() -> None:
     seen = README.split("## What you will see")[1].split("## The course")[0]
     rows = [line for line in seen.splitlines() if line.startswith("| ") and "2 cores" not in line and "---" not in line]
     figures = re.findall(r"\d[\d,]*\.?\d+", " ".join(rows)) + re.findall(r"\d\.\d{3}", seen)
-    assert len(figures) > 10 and all(figure in outputs for figure in figures)
+    figures += re.findall(r"(\d+) seconds", seen) + re.findall(r"of (\d+), none", seen)
+    assert len(figures) > 12 and all(figure in outputs for figure in figures)

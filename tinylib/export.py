@@ -42,12 +42,14 @@ _FILES = ("config.json", "generation_config.json", "model.safetensors", "tokeniz
           "README.md")
 
 CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
-    "<|user_start|>{{ message['content'] }}<|user_end|>{% elif message['role'] == 'assistant' %}"
+    "{{ bos_token }}{% set system = messages[0]['role'] == 'system' %}"
+    "{% for message in (messages[1:] if system else messages) %}{% if message['role'] == 'user' %}"
+    "<|user_start|>{{ messages[0]['content'] + '\n\n' if system and loop.first else '' }}{{ message['content'] }}"
+    "<|user_end|>{% elif message['role'] == 'assistant' %}"
     "<|assistant_start|>{{ message['content'] }}<|assistant_end|>{% else %}"
     "{{ raise_exception('roles are user and assistant') }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant_start|>{% endif %}")
-"""nanochat's conversation format as a Jinja template."""
+"""nanochat's conversation format, `tokenizer.render`, as a Jinja template."""
 
 
 def export_transformers(folder: str | Path, out: str | Path) -> Path:

@@ -23,8 +23,8 @@ class Profile:
     nproc_per_node: int | Literal["auto"]
     conversations: str
     """Corpus of conversations for fine-tuning in notebook 07."""
-    tuning_steps: int
-    """Steps of that fine-tuning."""
+    tuning_conversations: int
+    """Conversations that it reads, each once."""
 
     @property
     def data(self) -> Path:
@@ -123,12 +123,13 @@ _PROFILES: dict[str, Profile] = {
     "smoke": Profile("smoke", "pydocs-stdlib", TrainConfig(
         model=replace(PRESETS["nano"], seq_len=128), steps=40, total_batch_size=2_048, device_batch_size=8,
         eval_every=20, eval_tokens=16_384, save_every=20, compile="off"), nproc_per_node=2, conversations="pyqa-stdlib",
-        tuning_steps=20),
+        tuning_conversations=600),
     "cpu": Profile("cpu", "pydocs", TrainConfig(
         model=replace(PRESETS["micro"], seq_len=256), steps=680, total_batch_size=4_096, device_batch_size=8,
-        eval_every=170, eval_tokens=65_536, save_every=340), nproc_per_node=2, conversations="pyqa", tuning_steps=120),
+        eval_every=170, eval_tokens=65_536, save_every=340), nproc_per_node=2, conversations="pyqa",
+        tuning_conversations=8_000),
     "gpu": Profile("gpu", "fineweb-edu", TrainConfig(
         model=PRESETS["goldilocks"], steps=1_440, total_batch_size=524_288, device_batch_size=32,
         eval_every=250, eval_tokens=10_485_760, save_every=250), nproc_per_node="auto", conversations="smoltalk",
-        tuning_steps=200),
+        tuning_conversations=100_000),
 }

@@ -44,7 +44,7 @@ def sample(run: RunName, sampling: Flags[Sampling], prompt: str = "", samples: i
 
 
 @verb()
-def chat(run: RunName, sampling: Flags[Sampling], device: DeviceKind = "auto") -> Result | None:
+def chat(run: RunName, sampling: Flags[Sampling], device: DeviceKind = "auto") -> None:
     """Chat with a run's newest checkpoint, in a terminal or with one question a line of a pipe."""
     from tinylib.chat import HELP, Chat, reader, terminal
 

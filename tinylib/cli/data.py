@@ -78,11 +78,9 @@ def conversations(corpus: CorpusName = None, tokenizer: Path | None = None, shar
         tokenizer: folder of the tokenizer of the model that is fine-tuned
         shards: folder to write
         seq_len: context of that model
-        column: column or field that holds the messages; None takes "text" for built-in text, else "messages"
     """
     profile = profiles.profile()
-    name, folder = corpus or profile.conversations, shards or profile.chat_shards
-    source = load(name, column=column or (None if name in documents.BUILT_IN else "messages"))
+    source, folder = load(corpus or profile.conversations, column=column), shards or profile.chat_shards
     build_conversations({split: source.documents(split) for split in SPLITS},
                         Tokenizer.load(tokenizer or profile.tokenizer), folder, seq_len or profile.train.model.seq_len)
     return _counts(folder)

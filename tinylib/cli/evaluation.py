@@ -128,8 +128,7 @@ def _answers(facts: dict[str, Any], chat: tuple[GPT, Tokenizer], base: GPT | Non
     """Exact matches, overlap and bits per byte of answers, beside those of the base model, and the first few."""
     from tinylib.chat import gain, quiz
 
-    source = corpora.load(name, column=None if name in corpora.BUILT_IN else "messages")
-    documents = list(islice(source.documents(split), most))
+    documents = list(islice(corpora.load(name).documents(split), most))
     after = quiz(*chat, documents)
     before = quiz(base, chat[1], documents) if base else after
     rows = gain(before, after) if base else gain(before, after)[["after"]]

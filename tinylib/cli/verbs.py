@@ -54,10 +54,11 @@ class InvalidFlags(Exception):
 def verb(parent: App = app, **options: Any) -> Callable[[T], T]:
     """Decorator that makes a typed function a verb of `parent`; `options` are those of SubcommandApp.command.
 
-    Signature gives flags, docstring help.  The function returns a Result, or None to print nothing.
+    Signature gives flags, docstring help.  The function returns a Result, or None to print nothing; if it never returns
+    one, there is no --json.
     """
     def register(function: Any) -> Any:
-        def call(*positional: Any, json: bool, **named: Any) -> int:
+        def call(*positional: Any, json: bool = False, **named: Any) -> int:
             # What the library prints as it works is not part of the object.
             with contextlib.redirect_stdout(sys.stderr if json else sys.stdout):
                 result = function(*positional, **named)
@@ -65,10 +66,11 @@ def verb(parent: App = app, **options: Any) -> Callable[[T], T]:
                 print(to_json(result.facts) if json else result.text or tables.facts(result.facts))
             return int(result is not None and not result.ok)
 
-        own = inspect.signature(function).parameters.values()
+        own, hints = inspect.signature(function).parameters.values(), get_type_hints(function, include_extras=True)
         flag = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False)
-        call.__signature__ = inspect.Signature([*own, flag])    # type: ignore[attr-defined]
-        call.__annotations__ = get_type_hints(function, include_extras=True) | {"json": JSON}
+        flags = [] if hints["return"] is type(None) else [flag]
+        call.__signature__ = inspect.Signature([*own, *flags])    # type: ignore[attr-defined]
+        call.__annotations__ = hints | {"json": JSON}
         call.__name__, call.__doc__ = function.__name__, function.__doc__
         parent.command(call, **options)
         return function

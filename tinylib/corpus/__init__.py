@@ -2,7 +2,7 @@
 
 - `pydocs`: the docstrings of the standard library and of PACKAGES, one document a module; `pydocs-stdlib`: of the
   standard library alone; `pysource`: their whole source files.  Harvested once, without importing anything, and kept.
-- `pyqa`, `pyqa-stdlib`: conversations of two questions and answers made of `pydocs`, split by module.
+- `pyqa`, `pyqa-stdlib`: conversations of one or two questions made of `pydocs`, split by module.
 - `fineweb-edu`, `climbmix`, `smoltalk` (conversations), `owner/name` or `owner/name/folder`: a data set of the hub,
   fetched into the hub's cache.
 - a path: a `.txt`, `.jsonl` (also `.gz`, `.zst`) or `.parquet` file, or a folder of them.
@@ -33,8 +33,8 @@ def load(name: str | os.PathLike[str], *, shards: int | None = None, column: str
     """The corpus called `name`, or the one at that path; harvested or fetched if it isn't on this machine yet.
 
     `shards` is how many training files of a data set of the hub to use; `column` is the column of a parquet file, or
-    the field of a JSON line, that holds the text.  A data set of the hub defaults to what the last `fetch` was
-    given, all else to 15 files, or as many as there are, and `text`.
+    the field of a JSON line, that holds the text.  A data set of the hub defaults to what the last `fetch` was given,
+    all else to 15 files, or as many as there are, and to `text`, or `messages` where only that is there.
     """
     return _open(name, shards, column)
 

@@ -46,8 +46,8 @@ def from_hub(name: str, folder: Path, shards: int | None, column: str | None, re
     """The first `shards` training files and those of validation, downloaded where they are missing.
 
     `folder` keeps the listing.  With `check`, `shards` and `column` are remembered there, and files in the cache are
-    hashed again.  Raises ConfigError for more shards than there are; ConnectionError or OSError, which name
-    the file, if one can't be downloaded whole.
+    hashed again.  Raises ConfigError for more shards than there are; ConnectionError or OSError, which name the file,
+    if one can't be downloaded whole.
     """
     owner, title, *inside = HUB.get(name, name).split("/")
     repo, listing_file = f"{owner}/{title}", folder / "listing.json"
@@ -56,7 +56,7 @@ def from_hub(name: str, folder: Path, shards: int | None, column: str | None, re
     most = len(listing["train"])
     checks.raise_if(name, [checks.check_int("shards", shards, most=most)] if shards is not None else [])
     shards = shards or min(known.get("shards") or _SHARDS, most)
-    column = column or known.get("column") or ("messages" if name == "smoltalk" else "text")
+    column = column or known.get("column") or "text"
     kept = listing | ({"shards": shards, "column": column} if check else {})
     if kept != known:
         folder.mkdir(parents=True, exist_ok=True)

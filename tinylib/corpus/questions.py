@@ -1,6 +1,6 @@
 """Question and answer pairs about Python's modules, classes and functions, made of the documentation on this machine.
 
-Each is a conversation of two questions about one thing; the second one's answer may stand in the conversation.
+Each is a conversation of one or two questions about one thing; the second one's answer may stand in the conversation.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -114,6 +114,7 @@ def _read_parquet(path: Path, column: str) -> Iterator[Document]:
 
     # Without a buffer, the whole column of a row group, which may be the whole file, would be read at once.
     with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+        column = _column(column, file.schema_arrow.names)
         texts = {field.name for field in file.schema_arrow if _is_text(field.type) or _is_messages(field.type)}
         if file.schema_arrow.names.count(column) > 1:
             raise UserError(f"column={column!r} is in {path} more than once: write the file with one of them")
@@ -146,6 +147,11 @@ def _is_messages(type: Any) -> bool:
                                                                                     type.value_type.fields}
 
 
+def _column(asked: str, there: Collection[str]) -> str:
+    """The column to read: `messages`, of conversations, where `text` is asked for and only that is there."""
+    return "messages" if asked == "text" and "text" not in there and "messages" in there else asked
+
+
 def _text(value: Any) -> str:
     """A document's text; of a conversation, its messages as JSON."""
     return plain(value or "") if isinstance(value, str | None) else plain(json.dumps(value, ensure_ascii=False))
@@ -160,10 +166,11 @@ def _read_jsonl(path: Path, column: str) -> Iterator[Document]:
             record = dict(json.loads(line))
         except (ValueError, TypeError, RecursionError) as error:
             raise UserError(f"line {number} of {path} is no JSON object: {line.strip():.60}") from error
-        if column not in record:
+        name = _column(column, record)
+        if name not in record:
             raise UserError(f"line {number} of {path} has no field {column!r}: use column (--column) with the one of "
                             f"{', '.join(record) or 'none'} that holds the text")
-        text = record[column]
+        text = record[name]
         is_messages = isinstance(text, list) and all(isinstance(message, dict) and {"role", "content"} <= message.keys()
                                                      for message in text)
         if not is_messages and not isinstance(text, str | None):

@@ -111,7 +111,7 @@ def closing_table(profile: Profile) -> pd.DataFrame:
         table[run.name] = {
             "parameters": f"{counts.total:,}",
             "wte / blocks / lm_head, %": " / ".join(f"{percent:.1f}" for percent in counts.split.values()),
-            "characters per token": f"{shards.characters / shards.tokens:.2f}",
+            "characters per token": "" if shards.packed else f"{shards.characters / shards.tokens:.2f}",
             "training tokens": f"{summary.tokens:,}",
             "validation bits per byte": f"{summary.val_bpb:.3f}" + " (answers)" * bool(shards.packed),
             "tokens/s": f"{summary.tokens_per_s:,.0f}"}

@@ -36,7 +36,7 @@ def build_conversations(documents: Mapping[str, Iterable[Document]], tokenizer: 
 
     A document's text is JSON, a list of messages.  A conversation longer than a window is cut at its end, and left out
     if that leaves no token of an answer.  `train` reads the folder as it reads others, at this `seq_len` only.  Raises
-    UserError, with the document's name, for what is no conversation, and for a split without any.
+    UserError, which names the document, if one is no conversation, and if a split has none.
     """
     checks.raise_if("build_conversations", [
         checks.check_int("seq_len", seq_len, least=8),

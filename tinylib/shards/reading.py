@@ -156,7 +156,12 @@ class Shards:
         return np.concatenate(parts)
 
     def texts(self, most: int = 1_000_000) -> list[str]:
-        """The whole documents in the first `most` token ids, decoded; UserError without one."""
+        """The whole documents in the first `most` token ids, decoded; UserError if there is none.
+
+        Raises UserError if the shards hold conversations, which are no texts.
+        """
+        if self.packed:
+            raise UserError(f"{self.folder} holds packed conversations, not texts: use the shards of documents")
         ids = self.ids(most)
         bos = np.flatnonzero(ids == self.tokenizer.bos)
         ends = [*bos[1:], len(ids)] if most >= self.tokens else bos[1:]

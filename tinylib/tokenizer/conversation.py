@@ -68,20 +68,23 @@ def _turn_ids(tokenizer: Tokenizer, messages: Messages) -> list[list[int]]:
 def render_prompt(tokenizer: Tokenizer, messages: Messages, most: int | None = None) -> list[int]:
     """The ids after which the assistant answers, the last message being the user's; at most `most` of them.
 
-    The oldest question and its answer are left out until the others fit.  Raises UserError if the last question alone
-    doesn't fit, or if the last message isn't a question.
+    The oldest question and its answer are left out until the others fit; a system message stays.  Raises UserError if
+    the last question alone doesn't fit, or if the last message isn't a question.
     """
     turns = check_messages(messages)
     if turns[-1]["role"] != "user":
         raise UserError(f"messages[-1].role={turns[-1]['role']!r} leaves nothing to answer: end with a user's message")
+    system = [messages[0]] if messages[0]["role"] == "system" else []
     each, first = _turn_ids(tokenizer, turns), 0
     size = sum(map(len, each)) + 2
     while most is not None and size > most:
         if len(each) - first == 1:
             raise UserError(f"the question has {size} tokens with its special ones, more than the {most} that fit "
                             "into the context: shorten it")
-        size -= len(each[first]) + len(each[first + 1])
         first += 2
+        if system:
+            each[first] = _turn_ids(tokenizer, [*system, turns[first]])[0]
+        size = sum(map(len, each[first:])) + 2
     return [tokenizer.bos, *chain.from_iterable(each[first:]), tokenizer.special_ids["<|assistant_start|>"]]
 
 
