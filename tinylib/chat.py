@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 def fine_tuning(base: TrainConfig, checkpoint: str | Path, *, lr_scale: float = 1.0, **changes: object) -> TrainConfig:
     """Configuration that fine-tunes `checkpoint` of a run of `base`: its learning rates times `lr_scale`, falling to 0.
 
-    `changes` are fields of TrainConfig, such as `data`, `run_dir` and `steps`.  With 0.3 the answers of micro are nearly
-    as good, and less of the documents is forgotten (benchmarks/RESULTS.md, "Fine-tuning").
+    `changes` are fields of TrainConfig, such as `data`, `run_dir` and `steps`.  With 0.3 the answers of micro are
+    nearly as good, and less of the documents is forgotten (benchmarks/RESULTS.md, "Fine-tuning").
     """
     rates = {name: getattr(base, name) * lr_scale for name in
              ("embedding_lr", "unembedding_lr", "tied_lr", "matrix_lr")}
