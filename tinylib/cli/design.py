@@ -47,17 +47,44 @@ def search(total: float = 38e6, head_dim: int = 64, vocab_sizes: Sequence[int] =
     """
     found = sizing.search(total, head_dim, vocab_sizes, min_depth, max_depth, min_dim, max_dim, tied, tolerance,
                           blocks_percent, context)
+    found, lowest = _predicted(found)
     best, front = found.head(12), int(found["pareto"].sum())
     shown = best.rename(columns={"vocab_size": "V", "decode_bytes": "decoding", "flops_per_token": "a token"})
-    table = shown.to_string(
-        index=False, columns=["preset", "depth", "dim", "V", "total", "decoding", "a token"],
+    added = _predictions(best)
+    table = shown.assign(**added).to_string(
+        index=False, columns=["preset", "depth", "dim", "V", "total", "decoding", "a token", *added],
         formatters={"total": tables.quantity, "decoding": tables.size,
                     "a token": functools.partial(tables.quantity, unit="FLOP")})
     words = ["", *(sizing.describe(row, found) for _, row in best.iterrows())]
     rows = [f"{line}  {text}" for line, text in zip(table.splitlines(), words, strict=True)]
     return Result({"found": len(found), "pareto": front, "candidates": best.to_dict("records"),
                    "missed": sizing.missed(found).head(12).to_dict("records")},
-                  "\n".join([*rows, "", f"{len(found)} shapes, {front} of them on the Pareto front"]))
+                  "\n".join([*rows, "", f"{len(found)} shapes, {front} of them on the Pareto front", *lowest]))
+
+
+def _predicted(found: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Candidates with the columns of `Law.predict`, and lines about the lowest; as they are where there are no records.
+
+    All at the training FLOPs of the first.
+    """
+    from tinylib.experiments import law
+
+    fitted, flops = law.fitted(), float(found["training_flops"].iloc[0])
+    if fitted is None:
+        return found, []
+    found = found.join(fitted.predict(found, flops))
+    least = found.loc[[found["predicted"].idxmin()]]
+    level, step = (column[0] for column in _predictions(least).values())
+    depth, dim, vocab_size = least.iloc[0][["depth", "dim", "vocab_size"]]
+    return found, ["", f"Predicted at {flops:.3g} FLOPs by a law fitted to {fitted.runs} small runs; ± is 95 %.",
+                   f"Lowest of all: {depth} × {dim}, V {vocab_size:,}, {level} bits per byte, {step} to the first row."]
+
+
+def _predictions(found: pd.DataFrame) -> dict[str, list[str]]:
+    """The columns of `Law.predict` as two of text, or none."""
+    pairs = {"bits per byte": ("predicted", "half", ".3f"), "to the first": ("difference", "difference_half", "+.3f")}
+    return {title: [f"{one:{form}} ± {half:.3f}" for one, half in zip(found[value], found[width], strict=True)]
+            for title, (value, width, form) in pairs.items() if value in found}
 
 
 @verb()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from tinylib import sizing
-from tinylib.config import PRESETS, ConfigError, GPTConfig
+from tinylib.config import PRESETS, ConfigError, GPTConfig, preset_name
+from tinylib.experiments import law
 from tinylib.plots import PALETTE, PARTS, human
 
 PLANNED = ("vocabulary", "tokens", "steps", "devices", "micro-batch", "memory of a device", "MFU", "training", "cost")
@@ -37,7 +39,23 @@ def figures(config: GPTConfig, device: str = "H100", nproc_per_node: int = 1) ->
         "FLOPs per token": f"{human(sheet['flops_per_token'])} in training · {human(sheet['decode_flops'])} "
                            "to write one",
         "KV cache": f"{sheet['kv_cache_bytes'] / 1e6:,.1f} MB for {config.seq_len:,} tokens in float32",
-        **plan, "ability": sizing.tier(sheet["training_flops"])}
+        **plan, "ability": sizing.tier(sheet["training_flops"]), **predicted(config)}
+
+
+def predicted(config: GPTConfig) -> dict[str, str]:
+    """Lines of bits per byte by the law of the records, for the shape and against goldilocks; none without records."""
+    import pandas as pd
+
+    fitted = law.fitted()
+    if fitted is None:
+        return {}
+    shapes = pd.DataFrame([sizing.sheet(replace(one, seq_len=config.seq_len))
+                           for one in (PRESETS["goldilocks"], config)])
+    flops = float(shapes["training_flops"].iloc[1])
+    row = fitted.predict(shapes, flops).iloc[1]
+    against = f" · {row['difference']:+.3f} ± {row['difference_half']:.3f} against goldilocks"
+    return {"bits per byte": f"predicted {row['predicted']:.2f} ± {row['half']:.2f} after these FLOPs"
+                             + against * (preset_name(config) != "goldilocks")}
 
 
 def balance(config: GPTConfig) -> str:
