@@ -1,56 +1,139 @@
-"""Figures of notebook 06: a tied model before training, and learning rates of the tables."""
+"""Figures of notebook 06: first values, geometry of the tables, differences with intervals, records, their law."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from tinylib.plots.style import PALETTE, PARTS, Figure, canvas, footnote, style
+import numpy as np
+
+from tinylib.plots.style import CURVES, PALETTE, PARTS, Figure, canvas, footnote, note, style
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @style()
-def tied_start(table: pd.DataFrame, uniform: float, chosen: float) -> Figure:
-    """Loss and own-token logit of a tied model before training, against the std of its table's initialization.
+def tied_start(table: pd.DataFrame, uniform: float, marks: Mapping[str, float]) -> Figure:
+    """Loss of a tied model before training, and its probability to repeat a token, over the std of the first values.
 
-    `table` is indexed by std, with the columns `loss` and `own_logit`; `uniform` is ln V, `chosen` the std of ours.
+    `table` is indexed by std, with the columns `loss` (nats) and `repeats` (0 to 1); `uniform` is ln V; `marks` are
+    names of some std.
     """
     figure, (left, right) = canvas(columns=2, height_in=3.2)
     left.plot(table.index, table["loss"], "o-", color=PALETTE["blue"])
     left.axhline(uniform, color=PALETTE["black"], linewidth=1, linestyle="--")
-    left.annotate("ln V, a uniform guess", (0.98, uniform), xycoords=("axes fraction", "data"), xytext=(0, -11),
-                  textcoords="offset points", ha="right", fontsize=8)
-    left.set_ylabel("first loss, nats per token")
+    note(left, "ln V, a uniform guess", table.index[-1], uniform, offset=(0, -9), ha="right")
+    left.set(ylabel="first loss, nats per token", ylim=(0, None))
     left.set_title("Loss before training")
-    right.plot(table.index, table["own_logit"], "o-", color=PALETTE["blue"])
-    right.set_ylabel("logit of the token just read")
-    right.set_title("Logit of a token for itself")
+    right.plot(table.index, 100 * table["repeats"], "o-", color=PALETTE["blue"])
+    right.set(ylabel="probability, %", ylim=(0, 112))
+    right.set_title("Probability of the token just read")
     for axes in (left, right):
-        axes.set(xscale="log", ylim=(0, None), xlabel="std of the table")
-        axes.axvline(chosen, color=PALETTE["red"], linewidth=1, linestyle=":")
-        axes.annotate("ours", (chosen, 0.92), xycoords=("data", "axes fraction"), xytext=(4, 0),
-                      textcoords="offset points", fontsize=8, color=PALETTE["red"])
+        axes.set(xscale="log", xlabel="std of the table's first values")
+        for name, std in marks.items():
+            axes.axvline(std, color=PALETTE["red"], linewidth=1, linestyle=":")
+            axes.annotate(name, (std, 0.97), xycoords=("data", "axes fraction"), xytext=(3, 0), va="top", fontsize=8,
+                          textcoords="offset points", color=PALETTE["red"])
     return figure
 
 
 @style()
-def rate_curves(table: pd.DataFrame, note: str = "") -> Figure:
-    """Bits per byte against a learning rate, a column of `table` for each table that has one; rings mark the best.
+def rate_curves(table: pd.DataFrame, noise: float, note: str = "") -> Figure:
+    """Bits per byte over a factor of all learning rates, less those at 1: a curve a column of `table`, one seed each.
 
-    The axis ends a quarter above the best of all.
+    The grey band is what one seed doesn't tell from none: 2√2 times the standard deviation `noise` over seeds.
     """
-    figure, axes = canvas(height_in=3.4)
-    colours = (PARTS["wte"], PARTS["lm_head"], PALETTE["black"])
-    for (name, curve), colour in zip(table.items(), colours, strict=False):
+    figure, axes = canvas(height_in=3.2)
+    band = 2 * 2**0.5 * noise
+    axes.axhspan(-band, band, color=PALETTE["grey"], alpha=0.25, linewidth=0, label="noise of one seed")
+    for (name, curve), colour in zip((table - table.loc[1.0]).items(), CURVES, strict=False):
         axes.plot(curve.index, curve, "o-", color=colour, label=name, markersize=4)
-        axes.plot(curve.idxmin(), curve.min(), "o", color=colour, markersize=12, markerfacecolor="none")
-    axes.set_xscale("log")
-    axes.set_xticks(list(table.index), [f"{rate:g}" for rate in table.index])
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(list(table.index), [f"× {factor:g}" for factor in table.index])
     axes.minorticks_off()
-    axes.set(xlabel="learning rate, before the factor for the width", ylabel="validation, bits per byte",
-             ylim=(0.98 * table.min(axis=None), min(1.02 * table.max(axis=None), 1.25 * table.min(axis=None))))
-    axes.set_title("Learning rates of the tables")
-    figure.legend(loc="outside upper left", ncols=3)
+    axes.set(xlabel="all learning rates of the recipe", ylabel="bits per byte, less at × 1")
+    figure.legend(loc="outside right")
+    footnote(figure, note)
+    return figure
+
+
+@style()
+def table_geometry(norms: pd.DataFrame, cosines: Mapping[str, np.ndarray]) -> Figure:
+    """Left: norm of a row over the uses of its token; right: histograms of cosines between rows of two tables.
+
+    `norms` is indexed by uses, a column a table; `cosines` are values by name, drawn in this order.
+    """
+    figure, (left, right) = canvas(columns=2, height_in=3.2)
+    colours = {"wte": PARTS["wte"], "lm_head": PARTS["lm_head"], "tied": PALETTE["black"]}
+    for name, norm in norms.items():
+        left.plot(norm.index, norm / norm.iloc[-1], "o-", color=colours[str(name)], label=name, markersize=4)
+    left.set(xscale="log", xlabel="uses of the token in training", ylabel="median norm, frequent tokens = 1",
+             ylim=(0, None))
+    left.set_title("Size of a row")
+    left.legend()
+    edges = np.linspace(-0.6, 1, 81)
+    for (name, values), colour in zip(cosines.items(), (PALETTE["grey"], PALETTE["blue"], PALETTE["red"]), strict=False):
+        right.hist(values, edges, density=True, histtype="stepfilled", alpha=0.5, color=colour, label=name)
+    right.set(xlabel="cosine", ylabel="density")
+    right.set_title("Rows of wte and of lm_head")
+    right.legend()
+    return figure
+
+
+@style()
+def difference_bars(table: pd.DataFrame, label: str, note: str = "") -> Figure:
+    """A row a line of `table`: the `difference` in bits per byte, and its interval from `low` to `high`."""
+    figure, axes = canvas(height_in=0.9 + 0.32 * len(table))
+    place = np.arange(len(table))
+    axes.hlines(place, table["low"], table["high"], color=PALETTE["blue"], linewidth=6, alpha=0.3)
+    axes.plot(table["difference"], place, "|", color=PALETTE["black"], markersize=14, markeredgewidth=2)
+    axes.axvline(0, color=PALETTE["black"], linewidth=1)
+    axes.set_yticks(place, list(table.index))
+    axes.set_ylim(len(table) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(label)
+    footnote(figure, note)
+    return figure
+
+
+@style()
+def arms_over(tables: Mapping[str, pd.DataFrame], column: str, label: str, reference: float, note: str = "") -> Figure:
+    """Bits per byte over `column` of the arms: a point a run, a line through the means, a panel a table.
+
+    `tables` have a row a run, with `bits_per_byte`; a dotted line marks `reference`.
+    """
+    figure, panels = canvas(columns=len(tables), height_in=3.2, squeeze=False)
+    for axes, (title, table) in zip(panels[0], tables.items(), strict=True):
+        mean = table.groupby(column)["bits_per_byte"].mean()
+        axes.plot(mean.index, mean, color=PALETTE["blue"])
+        axes.plot(table[column], table["bits_per_byte"], "o", color=PALETTE["blue"], markersize=4, alpha=0.6)
+        axes.axvline(reference, color=PALETTE["red"], linewidth=1, linestyle=":")
+        axes.set_xscale("log")
+        axes.set_xticks(list(mean.index), [f"{value:,}" for value in mean.index], rotation=45)
+        axes.minorticks_off()
+        axes.set(xlabel=label, ylabel="bits per byte" if axes is panels[0, 0] else None)
+        axes.set_title(title)
+    footnote(figure, note)
+    return figure
+
+
+@style()
+def law_and_records(unseen: Mapping[str, pd.DataFrame], note: str = "") -> Figure:
+    """Bits per byte as measured over those predicted, with 95 % intervals; a panel a way to hold runs out.
+
+    Each table has a row a shape and budget: `size`, `predicted`, `half`, `bits_per_byte`.
+    """
+    figure, panels = canvas(columns=len(unseen), height_in=3.4, squeeze=False)
+    for axes, (title, table) in zip(panels[0], unseen.items(), strict=True):
+        low, high = table["bits_per_byte"].min() - 0.05, table["bits_per_byte"].max() + 0.05
+        axes.plot([low, high], [low, high], color=PALETTE["black"], linewidth=1)
+        for (size, part), colour in zip(table.groupby("size", sort=False), CURVES, strict=False):
+            axes.errorbar(part["predicted"], part["bits_per_byte"], xerr=part["half"], fmt="o", color=colour,
+                          markersize=4, linewidth=0.8, label=size)
+        axes.set(xlabel="predicted bits per byte", ylabel="measured" if axes is panels[0, 0] else None,
+                 xlim=(low - 0.1, high + 0.1), ylim=(low, high))
+        axes.set_title(title)
+        axes.legend(loc="lower right")
     footnote(figure, note)
     return figure
