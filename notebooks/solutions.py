@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from tinylib import sizing
 from tinylib.config import GPTConfig
 from tinylib.corpus import Document
 from tinylib.evaluate import t_interval
+from tinylib.model import GPT
 from tinylib.ngram import KneserNey
 
 SOLUTIONS: dict[str, Any] = {}
@@ -219,9 +221,42 @@ def better(first: list[float], second: list[float]) -> str:
     return "first" if high < 0 else "second" if low > 0 else "neither"
 
 
+def merged(wte_VD: torch.Tensor, head_VD: torch.Tensor) -> torch.Tensor:
+    """Rows of `wte` as long as the head's, then the mean."""
+    scale_V1 = head_VD.norm(dim=1, keepdim=True) / wte_VD.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    return (scale_V1 * wte_VD + head_VD) / 2
+
+
+def my_experiment() -> tuple[pd.DataFrame, str]:
+    """Is a tied table that starts with std 1 worse than one with std 1/(2·D)?
+
+    Expected: by more than a nat, because its first loss is far above ln V.  Rule: the interval excludes zero.  Found:
+    worse, but only by about 0.1, because a table of 64 rows is soon overwritten.  A large vocabulary, of which a batch
+    moves few rows much, may change that.  The text: a token is the one before plus 1, in one case of four any other.
+    """
+    config, rows = GPTConfig(depth=1, dim=32, vocab_size=64, head_dim=16, seq_len=32, tied=True), []
+    for seed in range(5):
+        torch.manual_seed(seed)
+        steps = torch.where(torch.rand(60, 8, 33) < 0.25, torch.randint(64, (60, 8, 33)), 1)
+        for arm, std in (("std 1/(2·D)", 1 / 64), ("std 1", 1.0)):
+            model, losses = GPT(config), []
+            torch.nn.init.normal_(model.wte.weight, std=std)
+            optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+            for ids_BT in steps.cumsum(-1) % 64:
+                loss = model(ids_BT[:, :-1], ids_BT[:, 1:])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.item())
+            rows.append({"arm": arm, "seed": seed, "bits_per_byte": np.mean(losses[-10:])})
+    return pd.DataFrame(rows), "worse"
+
+
 SOLUTIONS["06.1"] = tied_std
 SOLUTIONS["06.2"] = saved_bytes
 SOLUTIONS["06.3"] = better
+SOLUTIONS["06.4"] = merged
+SOLUTIONS["06.5"] = my_experiment
 
 # Notebook 07: chat
 

@@ -159,14 +159,38 @@ def test_accuracy_is_filled_where_its_interval_excludes_chance():
 
 
 def test_the_figures_of_tying_draw_what_they_are_given():
-    start = pd.DataFrame({"loss": [10.1, 22.3], "own_logit": [0.5, 15.0]}, index=[0.001, 0.8])
-    left, right = figures.tied_start(start, uniform=10.11, chosen=0.001).axes
+    start = pd.DataFrame({"loss": [10.1, 22.3], "repeats": [0.95, 0.0004]}, index=[0.04, 0.8])
+    left, right = figures.tied_start(start, uniform=10.11, marks={"1/√D": 0.04}).axes
     assert list(left.lines[0].get_ydata()) == [10.1, 22.3] and list(left.lines[1].get_ydata()) == [10.11, 10.11]
-    assert list(right.lines[0].get_ydata()) == [0.5, 15.0]
+    assert list(right.lines[0].get_ydata()) == [95, 0.04] and right.lines[1].get_xdata() == [0.04, 0.04]
 
-    rates = pd.DataFrame({"wte": [3.0, 2.0], "lm_head": [2.0, 3.0]}, index=[0.01, 0.1])
-    rings = [line for line in figures.rate_curves(rates).axes[0].lines if line.get_markersize() == 12]
-    assert [float(line.get_xdata()[0]) for line in rings] == [0.1, 0.01]
+    rates = pd.DataFrame({"thirds": [2.2, 2.0, 2.1], "tied": [2.0, 2.1, 2.3]}, index=[0.5, 1.0, 2.0])
+    axes, = figures.rate_curves(rates, noise=0.01).axes
+    assert axes.lines[0].get_ydata() == pytest.approx([0.2, 0, 0.1])
+    assert axes.lines[1].get_ydata() == pytest.approx([-0.1, 0, 0.2])
+    assert axes.patches[0].get_height() == pytest.approx(2 * 2 * 2**0.5 * 0.01)
+
+    norms = pd.DataFrame({"wte": [1.0, 4.0], "tied": [3.0, 2.0]}, index=[10, 100])
+    left, right = figures.table_geometry(norms, {"two": np.array([0.0, 0.1]), "one": np.array([0.3])}).axes
+    assert [list(line.get_ydata()) for line in left.lines] == [[0.25, 1], [1.5, 1]]
+    assert len(right.patches) == 2
+
+
+def test_the_figures_of_the_records_draw_every_run():
+    rows = pd.DataFrame({"difference": [-0.1, 0.2], "low": [-0.2, 0.1], "high": [0.0, 0.3]}, index=["a", "b"])
+    axes, = figures.difference_bars(rows, "less").axes
+    assert axes.lines[0].get_xdata().tolist() == [-0.1, 0.2]
+    bars = [segment.tolist() for segment in axes.collections[0].get_segments()]
+    assert bars == [[[-0.2, 0], [0, 0]], [[0.1, 1], [0.3, 1]]]
+
+    runs = pd.DataFrame({"depth": [1, 1, 4], "bits_per_byte": [2.0, 2.2, 1.9]})
+    axes, = figures.arms_over({"all": runs}, "depth", "layers", reference=4).axes
+    assert axes.lines[0].get_ydata() == pytest.approx([2.1, 1.9]) and list(axes.lines[1].get_ydata()) == [2.0, 2.2, 1.9]
+
+    unseen = pd.DataFrame({"size": ["nano", "micro"], "predicted": [2.0, 1.8], "half": [0.1, 0.2],
+                           "bits_per_byte": [2.1, 1.7]})
+    axes, = figures.law_and_records({"all": unseen}).axes
+    assert [bars.lines[0].get_xydata().tolist() for bars in axes.containers] == [[[2.0, 2.1]], [[1.8, 1.7]]]
 
 
 def test_the_figures_of_the_tokenizer_draw_what_was_measured():

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,12 @@ def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | Non
     scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
     hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(first)
     return scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v
+
+
+def studied(seeds: int = 4) -> pd.DataFrame:
+    """Runs of two arms that nothing tells apart."""
+    noise = np.random.default_rng(0).normal(size=2 * seeds)
+    return pd.DataFrame({"arm": ["a"] * seeds + ["b"] * seeds, "seed": [*range(seeds)] * 2, "bits_per_byte": noise})
 
 
 WRONG: dict[str, list[tuple[Any, str]]] = {
@@ -90,6 +97,14 @@ WRONG: dict[str, list[tuple[Any, str]]] = {
              (lambda config: 4 * config.vocab_size * config.dim, "two more")],
     "06.3": [(lambda first, second: "second" if sum(first) > sum(second) else "first", "pair the seeds"),
              (lambda first, second: "neither", "pair the seeds")],
+    "06.4": [(lambda wte, head: (wte + head) / 2, "that size says nothing"), (lambda wte, head: wte[:3], "became"),
+             (lambda wte, head: (wte / wte.norm(dim=1, keepdim=True) * head.norm(dim=1, keepdim=True) + head) / 2,
+              "norm 0")],
+    "06.5": [(lambda: (studied(), "better"), "'not told apart', not 'better'"),
+             (lambda: (studied(seeds=2), "not told apart"), "at least three"),
+             (lambda: (studied().assign(bits_per_byte=1.0), "not told apart"), "all gave the same"),
+             (lambda: (studied()[:4], "better"), "compare two arms"),
+             (lambda: (studied().drop(columns="seed"), "better"), "no column seed")],
     "07.1": [(lambda ids, start, end: [token == start or value for token, value in
                                        zip(ids, SOLUTIONS["07.1"](ids, start, end), strict=True)], "in the prompt"),
              (lambda ids, start, end: [value and token != end for token, value in

@@ -211,6 +211,8 @@ def test_what_cannot_be_compared_is_an_error(scores):
     assert "arm 'a' has two runs with seed 0" in problems(compare, pd.concat([table, table[:1]]), "a")[0]
     other = table.assign(hardware=["x"] + ["y"] * (len(table) - 1))
     assert problems(compare, other, "a") == ["runs with seed 0 differ in hardware: compare those with the same"]
+    mixed = compare(table.assign(dtype=["bfloat16"] + ["float32"] * (len(table) - 1)), "a")    # an arm of its own
+    pd.testing.assert_frame_equal(mixed, compare(table, "a"))
 
 
 def test_at_equal_bytes_and_seconds_arms_are_read_off_their_own_line(tiny, monkeypatch):

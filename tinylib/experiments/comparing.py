@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 By = Literal["flops", "bytes", "seconds"]
 LEVEL = 0.95
-_MACHINE = ("text", "hardware", "torch", "threads", "dtype")
+_MACHINE = ("text", "hardware", "torch", "threads")
 """Fields that must be the same for all runs of one seed."""
 
 
@@ -48,7 +48,7 @@ def compare(table: pd.DataFrame, reference: str) -> pd.DataFrame:
     Comparisons (1996), ch. 7.
 
     Raises ConfigError where the reference is missing, an arm has two runs with one seed, or runs with one seed differ
-    in text, hardware, torch, threads or dtype.
+    in text, hardware, torch or threads.
     """
     import pandas as pd
 
@@ -138,7 +138,8 @@ class Comparison:
     def machine(self) -> str:
         """Hardware and torch of the runs, and the days on which they ended."""
         names = [", ".join(sorted(set(self.table[name]))) for name in ("hardware", "torch")]
-        return f"{names[0]}, torch {names[1]}, {self.table['date'].min()} to {self.table['date'].max()}"
+        days = dict.fromkeys([self.table["date"].min(), self.table["date"].max()])
+        return f"{names[0]}, torch {names[1]}, {' to '.join(days)}"
 
 
 def report(name: str | Path, by: By = "flops") -> list[Comparison]:

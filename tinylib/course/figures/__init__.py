@@ -16,11 +16,19 @@ from tinylib.course.figures.evaluation import (
 )
 from tinylib.course.figures.model import attention, distance_only, gradients, losses_by_step, singular_values, softcap
 from tinylib.course.figures.tokenizer import compression_curve, cost_of_text, price_by_kind, token_lengths
-from tinylib.course.figures.tying import rate_curves, tied_start
+from tinylib.course.figures.tying import (
+    arms_over,
+    difference_bars,
+    law_and_records,
+    rate_curves,
+    table_geometry,
+    tied_start,
+)
 
 __all__ = [
-    "accuracy_and_chance", "attention", "bpb_vs_baselines", "compression_curve", "cost_of_text", "decoding_time",
-    "distance_only", "document_scatter", "gradients", "iso_flop", "losses_by_step", "price_by_kind", "rank_rows",
-    "rate_curves", "read_and_unread", "singular_values", "softcap", "text_by_surprise", "tied_start",
-    "time_against_mfu", "token_lengths", "vocabulary_share", "where_bits_go",
+    "accuracy_and_chance", "arms_over", "attention", "bpb_vs_baselines", "compression_curve", "cost_of_text",
+    "decoding_time", "difference_bars", "distance_only", "document_scatter", "gradients", "iso_flop",
+    "law_and_records", "losses_by_step", "price_by_kind", "rank_rows", "rate_curves", "read_and_unread",
+    "singular_values", "softcap", "table_geometry", "text_by_surprise", "tied_start", "time_against_mfu",
+    "token_lengths", "vocabulary_share", "where_bits_go",
 ]

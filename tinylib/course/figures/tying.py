@@ -72,8 +72,8 @@ def table_geometry(norms: pd.DataFrame, cosines: Mapping[str, np.ndarray]) -> Fi
              ylim=(0, None))
     left.set_title("Size of a row")
     left.legend()
-    edges = np.linspace(-0.6, 1, 81)
-    for (name, values), colour in zip(cosines.items(), (PALETTE["grey"], PALETTE["blue"], PALETTE["red"]), strict=False):
+    edges = np.linspace(-0.6, 0.6, 61)
+    for (name, values), colour in zip(cosines.items(), (PALETTE["grey"], PALETTE["blue"]), strict=True):
         right.hist(values, edges, density=True, histtype="stepfilled", alpha=0.5, color=colour, label=name)
     right.set(xlabel="cosine", ylabel="density")
     right.set_title("Rows of wte and of lm_head")

@@ -1,0 +1,47 @@
+"""The README's findings are what the records say, by the rule of the notebook, and its figure is the notebook's."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+
+from tinylib import experiments
+
+ROOT = Path(__file__).resolve().parent.parent
+SECTION = (ROOT / "README.md").read_text(encoding="utf-8").split("## What the course found")[1].split("\n## ")[0]
+ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in SECTION.splitlines() if line.startswith("| ")]
+LEAST = 0.005
+"""Least difference of the decision rules."""
+
+
+def measured(arm: str) -> tuple[str, str]:
+    """Difference to thirds with its interval, and the verdict, of an arm at the full budget."""
+    for comparison in experiments.report("nano"):
+        if comparison.block in ("split", "depth", "tying") and arm in comparison.compared.index:
+            row = comparison.compared.loc[arm]
+            if not row["low"] <= row["high"]:    # one seed
+                return f"{row['difference']:+.3f} (one seed)", "one seed"
+            told_apart = (row["low"] > 0 or row["high"] < 0) and abs(row["difference"]) >= LEAST
+            verdict = ("better" if row["difference"] < 0 else "worse") if told_apart else "not told apart"
+            return f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})", verdict
+    raise AssertionError(f"no record of {arm!r}")
+
+
+def test_the_table_is_what_the_records_say():
+    head, _, *rows = ROWS
+    assert 3 <= len(rows) <= 10 and len(head) == 3
+    for name, difference, verdict in rows:
+        arm = re.sub(r" \(.*\)", "", name)
+        assert (difference.replace("−", "-"), verdict) == measured(arm), name
+
+
+def test_its_figure_is_the_notebooks():
+    [file] = re.findall(r"!\[.*?\]\((docs/\w+\.png)\)", SECTION)
+    cells = json.loads((ROOT / "notebooks/06_weight_tying.ipynb").read_text(encoding="utf-8"))["cells"]
+    stored = [output["data"]["image/png"] for cell in cells if cell["cell_type"] == "code"
+              for output in cell["outputs"] if "image/png" in output.get("data", {})]
+    assert (ROOT / file).read_bytes() in [base64.b64decode(picture) for picture in stored]
+
+
