@@ -7,10 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from helpers import problems
+from torch.utils.flop_counter import FlopCounterMode
 
 from tinylib import sizing
 from tinylib.config import PRESETS, GPTConfig
+from tinylib.optim import newton_schulz
 
 # preset | L D N H V | wte | blocks | total | split % | total tied | FLOPs/token | tokens | training FLOPs
 REFERENCE = """
@@ -112,7 +115,6 @@ def test_tying_saves_a_table_and_no_flops():
 def test_flops_equal_pytorch_s_counter(tied: bool, tokens: int):
     torch = pytest.importorskip("torch")
     from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
 
     from tinylib.model import GPT
 
@@ -141,3 +143,31 @@ def test_bad_input_is_named_all_at_once():
     assert "palm" in problems(sizing.flops_per_token, goldilocks, convention="exact")[0]
     assert "context=0" in problems(sizing.decode_flops, goldilocks, context=0)[0]
     assert "batch_size=0" in problems(sizing.memory, goldilocks, 0)[0]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_operations_of_a_step_have_the_flops_of_the_formula(tied: bool):
+    config = GPTConfig(depth=3, dim=96, vocab_size=1000, head_dim=32, seq_len=64, tied=tied)
+    table, token = sizing.operations(config, batch_size=5), sizing.flops_by_part(config)
+    products = table["flops"].filter(regex="query|MLP|head")
+    assert products.sum() == 3 * 5 * 64 * (token.blocks + token.lm_head)
+    assert table.loc["attention", "flops"] == 3.5 / 2 * 5 * 64 * token.attention    # the causal half, scores again
+    weights = sizing.weight_bytes(config) - 4 * 12 * 3 * 96**2
+    assert table.loc["AdamW", "bytes"] == 7 * weights
+    assert (table["bytes"] > 0).all()
+
+
+def test_newton_schulz_has_the_flops_that_are_counted():
+    config = GPTConfig(depth=2, dim=64, vocab_size=300, head_dim=32, seq_len=16)
+    with FlopCounterMode(display=False) as counter:
+        for spec in config.tensors():
+            if spec.role == "matrix":
+                newton_schulz(torch.ones(1, *spec.shape))
+    assert counter.get_total_flops() == sizing.operations(config, 1).loc["Muon", "flops"]
+
+
+def test_a_step_takes_the_longer_of_compute_and_traffic():
+    table = sizing.operations(PRESETS["micro"], batch_size=1)
+    fast, slow = (sizing.roofline_s(table, 1e12, rate) for rate in (1e15, 1e6))
+    assert fast.sum() == pytest.approx(table["flops"].sum() / 1e12, rel=1e-2)
+    assert slow.sum() == pytest.approx(table["bytes"].sum() / 1e6)
