@@ -29,9 +29,9 @@ SOLUTIONS: dict[str, Any] = {}
 # Notebook 01: architecture math
 
 
-def balanced_vocabulary(depth: int, dim: int) -> int:
-    """V·D = 12·L·D², so V = 12·L·D."""
-    return 12 * depth * dim
+def half_vocabulary(depth: int, dim: int) -> int:
+    """V·D = 6·L·D², so V = 6·L·D."""
+    return 6 * depth * dim
 
 
 def tied_depth(config: GPTConfig) -> int:
@@ -45,9 +45,27 @@ def design() -> GPTConfig:
     return GPTConfig(int(best.depth), int(best.dim), int(best.vocab_size))
 
 
-SOLUTIONS["01.1"] = balanced_vocabulary
+def training_flops(config: GPTConfig) -> int:
+    """A look-up multiplies nothing; attention costs 4·L·D·T forward, and twice that backward."""
+    weights = 12 * config.depth * config.dim**2 + config.vocab_size * config.dim
+    return 6 * weights + 12 * config.depth * config.dim * config.seq_len
+
+
+def intensity(m: int, k: int, n: int) -> float:
+    """FLOPs over bytes.
+
+    Expected: the share of the rate grows with M until the intensity reaches the balance of the machine.  Found: so it
+    does; with M = 1, a matrix times a vector, each number of the matrix is read for 2 FLOPs, and memory is the limit.
+    Text generated one token at a time is such a product, so it runs far below the rate, and a batch is nearly free.
+    """
+    return 2 * m * k * n / (4 * (m * k + k * n + m * n))
+
+
+SOLUTIONS["01.1"] = half_vocabulary
 SOLUTIONS["01.2"] = tied_depth
 SOLUTIONS["01.3"] = design
+SOLUTIONS["01.4"] = training_flops
+SOLUTIONS["01.5"] = intensity
 
 # Notebook 02: tokenizer
 
@@ -221,7 +239,7 @@ def better(first: list[float], second: list[float]) -> str:
     return "first" if high < 0 else "second" if low > 0 else "neither"
 
 
-def merged(wte_VD: torch.Tensor, head_VD: torch.Tensor) -> torch.Tensor:
+def tied_table(wte_VD: torch.Tensor, head_VD: torch.Tensor) -> torch.Tensor:
     """Rows of `wte` as long as the head's, then the mean."""
     scale_V1 = head_VD.norm(dim=1, keepdim=True) / wte_VD.norm(dim=1, keepdim=True).clamp_min(1e-30)
     return (scale_V1 * wte_VD + head_VD) / 2
@@ -255,7 +273,7 @@ def my_experiment() -> tuple[pd.DataFrame, str]:
 SOLUTIONS["06.1"] = tied_std
 SOLUTIONS["06.2"] = saved_bytes
 SOLUTIONS["06.3"] = better
-SOLUTIONS["06.4"] = merged
+SOLUTIONS["06.4"] = tied_table
 SOLUTIONS["06.5"] = my_experiment
 
 # Notebook 07: chat

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +10,6 @@ from tinylib import plots, sizing
 from tinylib.config import PRESETS, GPTConfig
 from tinylib.course import figures
 from tinylib.course.figures.architecture import ON_THE_PLANE
-from tinylib.hardware import ACCELERATORS
 from tinylib.tokenizer import Decision
 
 D32, GOLDILOCKS = PRESETS["nanochat-d32"], PRESETS["goldilocks"]
@@ -36,20 +33,12 @@ def test_vocabulary_share_is_the_split_of_real_shapes():
     assert legend(figure)[1:] == ["V = 24,576", "V = 65,536", "V = 131,072", "1 : 1 : 1", "goldilocks"]
 
 
-def test_hours_are_flops_over_what_the_devices_do():
-    published = (0.509, 71_680 * 1.572 / 3600)
-    plans = {device: sizing.plan(D32, device=device, nproc_per_node=8) for device in ("H100", "A100")}
-    figure = figures.time_against_mfu(plans, {"published": published})
-    lines = figure.axes[0].lines
-    for curve, device in zip(lines[:4:2], plans, strict=True):
-        mfu, hours = curve.get_xydata().T
-        steps = math.ceil(20 * sizing.parameters(D32).total / 524_288)
-        flops = steps * 524_288 * sizing.flops_per_token(D32)
-        np.testing.assert_allclose(hours, flops / (mfu / 100 * 8 * ACCELERATORS[device].peak_flops) / 3600)
-    assert np.interp(50.9, *lines[0].get_xydata().T) == pytest.approx(31.3, rel=0.01) == lines[-1].get_ydata()[0]
-    planned = plans["H100"]
-    assert lines[1].get_xydata().tolist() == [[pytest.approx(40), pytest.approx(planned.train_s / 3600)]]
-    assert f"8 × H100 at 40 % (assumed): {planned.train_s / 3600:.1f} h, ${planned.cost_usd:,.0f}" in legend(figure)
+def test_the_roofline_is_the_lower_of_two_limits():
+    table = pd.DataFrame({"intensity": [1.0, 100.0], "flops_per_s": [7e9, 80e9]}, index=["thin", "fat"])
+    axes, = figures.roofline(table, flops_per_s=100e9, bytes_per_s=10e9).axes
+    roof, measured = axes.lines
+    np.testing.assert_allclose(roof.get_ydata(), np.minimum(100, 10 * roof.get_xdata()))
+    assert measured.get_xydata().tolist() == [[1, 7], [100, 80]] and {"thin", "fat"} <= words(axes.figure)
 
 
 def test_the_plane_of_flops_is_honest():

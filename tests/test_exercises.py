@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tinylib import sizing
 from tinylib.config import PRESETS, GPTConfig
 from tinylib.course import check, exercises
 from tinylib.evaluate import bootstrap
@@ -49,11 +50,17 @@ def studied(seeds: int = 4) -> pd.DataFrame:
 
 
 WRONG: dict[str, list[tuple[Any, str]]] = {
-    "01.1": [(lambda depth, dim: 6 * depth * dim, "12·L·D²"), (lambda depth, dim: 24_576, "12·L·D²")],
+    "01.1": [(lambda depth, dim: 12 * depth * dim, "half of 12·L·D²"), (lambda depth, dim: 12_288, "solve for V")],
     "01.2": [(lambda config: config.depth, "still fits"), (lambda config: 2 * config.depth + 1, "more than"),
              (lambda config: 2.0 * config.depth, "whole number")],
     "01.3": [(lambda: PRESETS["goldilocks"], "fewer than 8"), (lambda: GPTConfig(16, 256, 49_152), "20 million"),
              (lambda: 20e6, "return a GPTConfig")],
+    "01.4": [(lambda config: 6 * sizing.parameters(config).total + 4 * config.depth * config.dim * config.seq_len,
+              "what does a look-up multiply?"),
+             (lambda config: SOLUTIONS["01.4"](config) - 8 * config.depth * config.dim * config.seq_len,
+              "times what PyTorch counts")],
+    "01.5": [(lambda m, k, n: 2 * m * k * n / (m * k + k * n + m * n), "4 bytes"),
+             (lambda m, k, n: 1.0, "of the result")],
     "02.1": [(lambda ids: (ids[0], ids[1]), "another one"), (lambda ids: (0, 0), "does not occur")],
     "02.2": [(lambda ids, pair, new: [new if token in pair else token for token in ids], "merging"),
              (lambda ids, pair, new: ids, "merging")],

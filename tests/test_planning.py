@@ -40,13 +40,14 @@ def test_plan_reproduces_nanochat_d32():
     assert (plan.steps, plan.accumulation_steps, plan.tokens) == (71_680, 4, 37_580_963_840)
     assert plan.device_batch_size == 8 <= plan.largest_batch < 16    # as published: 8 fill 78 of 80 GB, 16 do not fit
     assert 65e9 < plan.memory.total < 78e9    # less than theirs, because our loss holds less
-    assert plan.step_s == pytest.approx(1.572, rel=0.02)
+    assert plan.step_s - plan.communication_s == pytest.approx(1.572, rel=0.02)    # the published MFU is of whole steps
+    assert plan.communication_s < 0.025 * plan.step_s
     assert plan.flops == pytest.approx(4.539628e20, rel=1e-5)
-    assert plan.train_s == pytest.approx(71_680 * 1.572, rel=0.02)
+    assert plan.train_s == pytest.approx(71_680 * 1.572, rel=0.03)
     published = sizing.PUBLISHED["nanochat-d32"]
     assert 0.9 * published.usd < plan.cost_usd < published.usd    # which holds more than training
     assert 0.9 * published.hours < plan.train_s / 3600 < published.hours
-    assert plan.mfu == pytest.approx(0.509)
+    assert plan.mfu == pytest.approx(0.509, rel=0.03) and plan.mfu < 0.509
     assert plan.step_s * plan.mfu * 8 * 989e12 == pytest.approx(plan.flops / plan.steps)
 
 
@@ -92,11 +93,11 @@ def test_recomputing_saves_memory_and_costs_time():
     keeping, again = (sizing.plan(D32, nproc_per_node=8, device_batch_size=8, recompute=flag)
                       for flag in (False, True))
     assert again.memory.total < keeping.memory.total and again.flops == keeping.flops
-    assert 1.25 < again.step_s / keeping.step_s < 4 / 3
+    assert 1.2 < again.step_s / keeping.step_s < 4 / 3
     assert again.mfu * again.step_s == pytest.approx(keeping.mfu * keeping.step_s)
 
 
-def test_communication_bounds_the_step():
+def test_communication_comes_on_top_of_compute():
     one, eight = (sizing.plan(GOLDILOCKS, nproc_per_node=count) for count in (1, 8))
     assert one.communication_s == 0
     # 16 matrices of 512 × 512, and 4 each of 2,048 × 512 and 512 × 2,048: of these, eight processes gather eight.
@@ -111,6 +112,8 @@ def test_communication_bounds_the_step():
     ideal_s = sizing.flops_per_token(GOLDILOCKS) * 524_288 / (32 * 989e12)
     assert nodes.step_s == pytest.approx(ideal_s + nodes.communication_s)
     assert nodes.mfu == pytest.approx(ideal_s / nodes.step_s) and nodes.mfu < 0.8
+    many = sizing.plan(GOLDILOCKS, nproc_per_node=8, nnodes=32)
+    assert many.communication_s > many.step_s / 2, "an all-reduce takes as long for ever less compute"
     assert nodes.cost_usd == pytest.approx(nodes.train_s / 3600 * 32 * ACCELERATORS["H100"].usd_per_hour)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,22 +20,19 @@ from tinylib.course import figures
 
 NINE = {name: PRESETS[name] for name in list(PRESETS)[:9]}
 D32, GOLDILOCKS = PRESETS["nanochat-d32"], PRESETS["goldilocks"]
-FOUND = sizing.search()
 CASES = {f"micro-batch {size}{', recomputing' * again}": sizing.memory(D32, size, dtype="bfloat16", recompute=again)
          for size in (8, 16) for again in (False, True)}
 
 FIGURES: dict[str, Callable[[], plots.Figure]] = {
     "split": lambda: plots.parameter_split(NINE),
     "split of all": lambda: plots.parameter_split(PRESETS),
-    "compute": lambda: plots.compute_split(NINE),
+    "shares": lambda: plots.parameter_split(NINE, relative=True),
     "layers of d32": lambda: plots.layer_profile(D32),
     "layers, tied": lambda: plots.layer_profile(replace(GOLDILOCKS, tied=True)),
     "plane": plots.depth_width_plane,
     "plane of another size": lambda: plots.depth_width_plane(2.4e6, (6_144,), {"micro": PRESETS["micro"]}),
-    "search": lambda: plots.search_map(FOUND),
     "memory": lambda: plots.memory_parts(CASES, device="H100"),
     "share": lambda: figures.vocabulary_share("goldilocks", GOLDILOCKS),
-    "hours": lambda: figures.time_against_mfu({"H100": sizing.plan(D32, nproc_per_node=8)}, {"published": (0.5, 31)}),
     "FLOPs": figures.iso_flop,
 }
 
@@ -123,11 +119,12 @@ def test_split_draws_the_computed_parts():
     assert {"50 %", "25.2M"} == words(plots.parameter_split({"tied": GPTConfig(tied=True)})) - {""}
 
 
-def test_compute_split_adds_up_to_the_flops_of_a_token():
-    drawn = segments(plots.compute_split(NINE).axes[0])
-    flops = [sizing.flops_per_token(config) for config in NINE.values()]
-    assert np.sum(list(drawn.values()), axis=0) * 1e6 == pytest.approx(flops)
-    assert drawn["lm_head"] == pytest.approx([6 * sizing.parameters(config).wte / 1e6 for config in NINE.values()])
+def test_a_relative_split_has_bars_of_one_length():
+    axes = plots.parameter_split(NINE, relative=True).axes[0]
+    for part, drawn in segments(axes).items():
+        assert drawn == pytest.approx([sizing.parameters(config).split[part] for config in NINE.values()])
+    assert [bar.get_x() + bar.get_width() for bar in axes.containers[-1]] == pytest.approx([100] * len(NINE))
+    assert "1.88B" in words(axes.figure)
 
 
 def test_a_bar_has_a_text_only_where_it_fits():
@@ -214,44 +211,6 @@ def test_memory_marks_what_does_not_fit():
     assert too_much == [f"{CASES['micro-batch 16'].total / 1e9:.0f} GB, too much"]
     with pytest.raises(ConfigError, match="device='H1' is not a choice: use B200"):
         plots.memory_parts(CASES, device="H1")
-
-
-def test_the_map_of_a_search_draws_every_shape_once():
-    axes = plots.search_map(FOUND).axes[0]
-    others, front = (np.asarray(cloud.get_offsets()) for cloud in axes.collections)
-    drawn = FOUND.assign(flops_per_token=FOUND["flops_per_token"] / 1e6)[["flops_per_token", "imbalance"]]
-    np.testing.assert_allclose(front, drawn[FOUND["pareto"]])
-    np.testing.assert_allclose(others, drawn[~FOUND["pareto"]])
-    np.testing.assert_allclose(axes.collections[1].get_array(), np.log2(FOUND.loc[FOUND["pareto"], "depth"]))
-
-
-def test_nothing_lies_below_the_edge_of_the_search():
-    axes = plots.search_map(FOUND).axes[0]
-    cost, imbalance = axes.lines[0].get_xydata().T
-    assert axes.lines[0].get_drawstyle() == "steps-post"
-    assert (np.diff(cost) > 0).all() and (np.diff(imbalance) < 0).all()
-    for _, row in FOUND.iterrows():
-        best = imbalance[cost <= row["flops_per_token"] / 1e6].min(initial=math.inf)
-        assert best <= row["imbalance"]
-
-
-def test_the_map_names_presets_and_what_they_missed():
-    figure = plots.search_map(FOUND)
-    names = legend(figure)
-    assert {"goldilocks", "conventional", "extremist"} <= {name.split(":")[0] for name in names}
-    for _, row in sizing.missed(FOUND).iterrows():
-        assert f"{row['depth']} × {row['dim']}, V {row['vocab_size']:,}" in names
-    assert words(figure) == {str(number) for number in range(1, len(names) - 1)}, "two entries are no shapes"
-    [number] = [text for text in figure.axes[0].texts if text.get_text() == "1"]
-    assert number.xy == (FOUND["flops_per_token"].iloc[0] / 1e6, FOUND["imbalance"].iloc[0])
-    assert plots.search_map(FOUND.head(1)).axes[0].get_title(loc="left") == "Balance and cost of 1 shape"
-
-
-def test_a_search_may_be_filtered_before_it_is_drawn():
-    shallow = FOUND[FOUND["depth"] <= 16]
-    assert isinstance(shallow, pd.DataFrame) and shallow.index[-1] != len(shallow) - 1
-    clouds = plots.search_map(shallow).axes[0].collections
-    assert sum(len(cloud.get_offsets()) for cloud in clouds) == len(shallow)
 
 
 def test_training_curves_have_marks_whose_texts_do_not_cover_them():

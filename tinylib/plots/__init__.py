@@ -4,13 +4,13 @@ A figure is a function under `@style()` that asks `canvas` for axes, names both 
 the figure, which a notebook shows.  No pyplot: nothing is global, and no backend is chosen.
 """
 
-from tinylib.plots.bars import compute_split, layer_profile, memory_parts, parameter_split
-from tinylib.plots.plane import depth_width_plane, search_map
+from tinylib.plots.bars import layer_profile, memory_parts, parameter_split
+from tinylib.plots.plane import depth_width_plane
 from tinylib.plots.style import CURVES, PALETTE, PARTS, Figure, canvas, footnote, human, ink, style
 from tinylib.plots.training import arm_differences, paired_differences, training_curves
 
 __all__ = [
-    "CURVES", "PALETTE", "PARTS", "Figure", "arm_differences", "canvas", "compute_split", "depth_width_plane",
-    "footnote", "human", "ink", "layer_profile", "memory_parts", "paired_differences", "parameter_split", "search_map",
+    "CURVES", "PALETTE", "PARTS", "Figure", "arm_differences", "canvas", "depth_width_plane", "footnote",
+    "human", "ink", "layer_profile", "memory_parts", "paired_differences", "parameter_split",
     "style", "training_curves",
 ]

@@ -31,41 +31,22 @@ _CHARACTER = 0.0145
 
 
 @style()
-def parameter_split(configs: Mapping[str, GPTConfig]) -> Figure:
-    """Stacked bars of parameters by part, in millions, with the share of each part; one bar a shape.
+def parameter_split(configs: Mapping[str, GPTConfig], relative: bool = False) -> Figure:
+    """Stacked bars of parameters by part with the share of each, one bar a shape; the total stands behind the bar.
+
+    Bars are in millions or, `relative`, in percent, for shapes of very different sizes.
 
     >>> from tinylib.config import PRESETS
     >>> parameter_split({"goldilocks": PRESETS["goldilocks"]}).axes[0].get_xlabel()
     'parameters, millions'
     """
+    figure, axes = canvas(height_in=0.9 + 0.34 * len(configs))
     counts = [parameters(config) for config in configs.values()]
-    return _split_bars(configs, {part: [getattr(count, part) for count in counts] for part in PARTS}, "parameters")
-
-
-@style()
-def compute_split(configs: Mapping[str, GPTConfig]) -> Figure:
-    """Stacked bars of training FLOPs per token by part, in millions; attention scores grow with the context.
-
-    The matrices of blocks and head cost 6 FLOPs a parameter, looking up an embedding none ("palm" convention).
-
-    >>> from tinylib.config import PRESETS
-    >>> compute_split({"goldilocks": PRESETS["goldilocks"]}).axes[0].get_xlabel()
-    'training FLOPs per token, millions'
-    """
-    tokens = [flops_by_part(config) for config in configs.values()]
-    parts = {part: [3 * getattr(token, field) for token in tokens]
-             for part, field in (("blocks", "blocks"), ("lm_head", "lm_head"), (SCORES, "attention"))}
-    return _split_bars(configs, parts, "training FLOPs per token")
-
-
-def _split_bars(names: Collection[str], parts: Mapping[str, Sequence[int]], what: str) -> Figure:
-    """Stacked bars in millions, with the share of each part, and the total behind each bar."""
-    figure, axes = canvas(height_in=0.9 + 0.34 * len(names))
-    ends = [human(sum(sizes)) for sizes in zip(*parts.values(), strict=True)]
-    _stacked_bars(axes, names, {part: np.array(sizes) / 1e6 for part, sizes in parts.items()}, _COLOURS,
-                  lambda size, whole: f"{100 * size / whole:.0f} %", ends)
-    axes.set_xlabel(f"{what}, millions")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=len(parts))
+    sizes = [count.split if relative else {part: getattr(count, part) / 1e6 for part in PARTS} for count in counts]
+    _stacked_bars(axes, configs, {part: np.array([size[part] for size in sizes]) for part in PARTS}, _COLOURS,
+                  lambda size, whole: f"{100 * size / whole:.0f} %", [human(count.total) for count in counts])
+    axes.set_xlabel("share of the parameters, %" if relative else "parameters, millions")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=len(PARTS))
     return figure
 
 

@@ -1,21 +1,17 @@
-"""The plane of width and depth at one number of parameters, and the Pareto front of a search in it."""
+"""The plane of width and depth at one number of parameters."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from tinylib.config import PRESETS, GPTConfig
-from tinylib.plots.style import CURVES, PALETTE, Figure, canvas, human, log2_axes, note, powers_of_two, style
-from tinylib.sizing import balanced, missed, pareto_front
-
-if TYPE_CHECKING:
-    import pandas as pd
+from tinylib.plots.style import CURVES, PALETTE, Figure, canvas, human, log2_axes, note, style
+from tinylib.sizing import balanced
 
 _DEEPEST, _CONTEXT = 64, 2048
 """Largest depth, and context in tokens, of the plane."""
@@ -86,55 +82,3 @@ def _other_thirds(shapes: Mapping[str, GPTConfig]) -> list[tuple[str, GPTConfig]
                 if depth * dim**2 == config.depth * config.dim**2 and dim % config.head_dim == 0:
                     found[dim, depth] = balanced(depth, dim, config.head_dim)
     return [("", config) for place, config in sorted(found.items()) if place not in taken]
-
-
-@style()
-def search_map(found: pd.DataFrame) -> Figure:
-    """Scatter plot of what `sizing.search` found: imbalance against training FLOPs per token, depth as colour.
-
-    The line is the Pareto front of these two.  Ringed points are on the Pareto front of all four criteria of the
-    search, so a ring off the line is nearer to the target or needs less memory.  Below 1 point the axis of imbalance is
-    linear, then logarithmic.  Numbers mark presets, the best and the cheapest row, and the rows of `sizing.missed`.
-
-    >>> from tinylib.sizing import search
-    >>> search_map(search(max_depth=16)).axes[0].get_ylabel()
-    'imbalance, percentage points off the wanted split'
-    """
-    figure, axes = canvas(height_in=5.0)
-    cost, imbalance = found["flops_per_token"] / 1e6, found["imbalance"]
-    front, colour = found["pareto"].to_numpy(bool), np.log2(found["depth"])
-    edge = pareto_front(found[["flops_per_token", "imbalance"]].to_numpy(float))
-    edge = found[edge].drop_duplicates(["flops_per_token", "imbalance"]).sort_values("flops_per_token")
-    axes.step(edge["flops_per_token"] / 1e6, edge["imbalance"], where="post", color=PALETTE["black"], linewidth=1,
-              label="Pareto front of cost and balance")
-    scale = {"cmap": "cividis", "vmin": colour.min(), "vmax": colour.max() + 1e-9}
-    axes.scatter(cost[~front], imbalance[~front], s=18, c=colour[~front], linewidth=0.3, edgecolor=PALETTE["grey"],
-                 zorder=3, **scale)
-    ringed = axes.scatter(cost[front], imbalance[front], s=48, c=colour[front], linewidth=1.4,
-                          edgecolor=PALETTE["red"], zorder=3.1, label="Pareto front of all four criteria", **scale)
-    bar = figure.colorbar(ringed, ax=axes, label="depth L, layers", aspect=30, pad=0.02)
-    ticks = powers_of_two(found["depth"].min(), found["depth"].max())
-    bar.set_ticks(np.log2(ticks), labels=list(map(str, ticks)))
-    for number, (name, x, y) in enumerate(_worth_naming(found), start=1):
-        note(axes, str(number), x, y, (0, 5), ha="center", va="bottom", fontweight="bold", zorder=3.2)
-        axes.plot([], [], color=PALETTE["black"], marker=f"${number}$", linestyle="", label=name)
-    axes.set_yscale("symlog", linthresh=1, linscale=0.8)
-    shown = [tick for tick in (0, 0.5, 1, 2, 5, 10, 20, 50) if tick <= 2 * imbalance.max() + 0.5]
-    axes.set_yticks(shown, [f"{tick:g}" for tick in shown])
-    axes.set_ylim(-0.15, 1.8 * imbalance.max() + 0.5)
-    axes.set(xlabel="training FLOPs per token, millions", ylabel="imbalance, percentage points off the wanted split")
-    axes.set_title(f"Balance and cost of {len(found):,} shape{'s' * (len(found) > 1)}")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    return figure
-
-
-def _worth_naming(found: pd.DataFrame) -> Iterator[tuple[str, float, float]]:
-    """Name, cost in millions and imbalance of the first row, presets, up to four missed rows, and the cheapest row."""
-    front = found[found["pareto"]]
-    rows = [found.index[0], *found.index[found["preset"] != ""], *missed(found).index[:4],
-            front["flops_per_token"].idxmin()]
-    for row in dict.fromkeys(rows):
-        shape = found.loc[row]
-        text = f"{shape['depth']} × {shape['dim']}, V {shape['vocab_size']:,}"
-        yield (f"{shape['preset']}: {text}" if shape["preset"] else text, shape["flops_per_token"] / 1e6,
-               shape["imbalance"])

@@ -53,7 +53,7 @@ def better(answer: Callable[[list[float], list[float]], str]) -> None:
 
 
 @checker("06.4")
-def merged(answer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+def tied_table(answer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
     """The mean of two trained tables, once the rows of `wte` are as long as those of the head."""
     generator = torch.Generator().manual_seed(0)
     wte_VD, head_VD = (torch.randn(50, 8, generator=generator) for _ in range(2))

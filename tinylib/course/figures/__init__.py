@@ -3,7 +3,7 @@
 Figures of a reader's own configurations, runs and tables are in `tinylib.plots`.
 """
 
-from tinylib.course.figures.architecture import iso_flop, time_against_mfu, vocabulary_share
+from tinylib.course.figures.architecture import iso_flop, roofline, vocabulary_share
 from tinylib.course.figures.distributed import rank_rows
 from tinylib.course.figures.evaluation import (
     accuracy_and_chance,
@@ -28,7 +28,7 @@ from tinylib.course.figures.tying import (
 __all__ = [
     "accuracy_and_chance", "arms_over", "attention", "bpb_vs_baselines", "compression_curve", "cost_of_text",
     "decoding_time", "difference_bars", "distance_only", "document_scatter", "gradients", "iso_flop",
-    "law_and_records", "losses_by_step", "price_by_kind", "rank_rows", "rate_curves", "read_and_unread",
-    "singular_values", "softcap", "table_geometry", "text_by_surprise", "tied_start", "time_against_mfu",
-    "token_lengths", "vocabulary_share", "where_bits_go",
+    "law_and_records", "losses_by_step", "price_by_kind", "rank_rows", "rate_curves", "read_and_unread", "roofline",
+    "singular_values", "softcap", "table_geometry", "text_by_surprise", "tied_start", "token_lengths",
+    "vocabulary_share", "where_bits_go",
 ]

@@ -1,18 +1,20 @@
-"""Figures of notebook 01: shares of the vocabulary, hours against MFU, the plane of parameters and tokens."""
+"""Figures of notebook 01: shares of the parameters, the roofline, the plane of parameters and tokens."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from textwrap import fill
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator
 
 from tinylib.config import PRESETS, GPTConfig
 from tinylib.plots.style import CURVES, PALETTE, Figure, canvas, human, log2_axes, note, style
-from tinylib.sizing import BUDGETS, TIERS, Plan, flops_per_token, parameters, token_budget
+from tinylib.sizing import BUDGETS, TIERS, flops_per_token, parameters, token_budget
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ON_THE_PLANE = ("nano", "micro", "mini", "goldilocks", "conventional", "extremist", "nanochat-d20", "nanochat-d26",
                 "nanochat-d32")
@@ -43,29 +45,24 @@ def vocabulary_share(name: str, config: GPTConfig) -> Figure:
 
 
 @style()
-def time_against_mfu(plans: Mapping[str, Plan], marks: Mapping[str, tuple[float, float]] | None = None) -> Figure:
-    """Hours of training against MFU, a line a plan: FLOPs / (MFU × devices × peak FLOP/s).
+def roofline(table: pd.DataFrame, flops_per_s: float, bytes_per_s: float) -> Figure:
+    """Roofline: FLOP/s that a device allows over arithmetic intensity, and operations as they were measured.
 
-    A ring is the plan at its own MFU, with time and cost in the legend.  `marks` are measured runs by name, each its
-    MFU (a share) and its hours.
+    `table` has a row an operation, with `intensity` in FLOPs per byte and the measured `flops_per_s`.
     """
-    figure, axes = canvas(height_in=4.2)
-    mfu = np.geomspace(0.05, 0.8, 60)
-    for (name, plan), colour in zip(plans.items(), CURVES, strict=False):
-        flops_per_s = plan.world_size * plan.accelerator.peak_flops
-        axes.plot(100 * mfu, plan.flops / (mfu * flops_per_s) / 3600, color=colour)
-        axes.plot(100 * plan.mfu, plan.train_s / 3600, "o-", color=colour, markerfacecolor="white", zorder=3,
-                  label=f"{plan.world_size} × {name} at {100 * plan.mfu:.0f} %{' (assumed)' * plan.is_assumed}: "
-                        f"{plan.train_s / 3600:,.1f} h, ${plan.cost_usd:,.0f}")
-    for name, (share, hours) in (marks or {}).items():
-        axes.plot(100 * share, hours, "o", color=PALETTE["red"], markersize=7, zorder=4, label=name)
-    axes.set(yscale="log", xlim=(0, 82), xlabel="MFU, % of the peak", ylabel="training, hours")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.minorticks_off()
-    plan = next(iter(plans.values()))
-    axes.set_title(f"{human(parameters(plan.config).total)} parameters, {human(plan.tokens)} tokens")
-    axes.legend(loc="upper right")
+    figure, axes = canvas(height_in=3.6)
+    balance = flops_per_s / bytes_per_s
+    ends = min(balance / 4, table["intensity"].min() / 2), max(4 * balance, 3 * table["intensity"].max())
+    across = np.geomspace(*ends, 100)
+    axes.plot(across, np.minimum(flops_per_s, across * bytes_per_s) / 1e9, "--", color=PALETTE["black"])
+    axes.plot(table["intensity"], table["flops_per_s"] / 1e9, "o", color=PALETTE["blue"])
+    for name, x, y in zip(table.index, table["intensity"], table["flops_per_s"] / 1e9, strict=True):
+        note(axes, str(name), x, y, (0, -12 if len(str(name)) < 7 else 12), ha="center")
+    note(axes, f"memory: {bytes_per_s / 1e9:.0f} GB/s", across[20], across[20] * bytes_per_s / 1e9, (-6, 8), ha="right")
+    note(axes, f"compute: {flops_per_s / 1e9:,.0f} GFLOP/s", across[-1], flops_per_s / 1e9, (0, 8), ha="right")
+    axes.set(xscale="log", yscale="log", xlabel="arithmetic intensity, FLOPs per byte", ylabel="GFLOP/s")
+    axes.set_ylim(top=2.5 * flops_per_s / 1e9)
+    axes.set_title("Roofline of this machine, and what it was measured to do")
     return figure
 
 
