@@ -21,6 +21,7 @@ from tinylib.corpus import Document
 from tinylib.evaluate import t_interval
 from tinylib.model import GPT
 from tinylib.ngram import KneserNey
+from tinylib.tokenizer import Tokenizer
 
 SOLUTIONS: dict[str, Any] = {}
 """Exercise name -> its solution; each notebook's section adds its own."""
@@ -70,9 +71,13 @@ SOLUTIONS["01.5"] = intensity
 # Notebook 02: tokenizer
 
 
-def most_common_pair(ids: list[int]) -> tuple[int, int]:
-    """Count every two neighbours, take the pair that stands most often."""
-    return Counter(pairwise(ids)).most_common(1)[0][0]
+def most_common_pair(counts: dict[bytes, int]) -> tuple[int, int]:
+    """Every pair of neighbours, as often as its word occurs."""
+    pairs: Counter[tuple[int, int]] = Counter()
+    for word, times in counts.items():
+        for pair in pairwise(word):
+            pairs[pair] += times
+    return min(pairs, key=lambda pair: (-pairs[pair], pair))
 
 
 def merged(ids: list[int], pair: tuple[int, int], new: int) -> list[int]:
@@ -87,16 +92,37 @@ def merged(ids: list[int], pair: tuple[int, int], new: int) -> list[int]:
 
 
 def encode_word(word: bytes, merges: list[tuple[int, int]]) -> list[int]:
-    """Every merge in the order in which it was learned; the first one makes id 256."""
-    ids = list(word)
-    for new, pair in enumerate(merges, start=256):
-        ids = merged(ids, pair, new)
+    """Of the pairs that are there, the one that was learned first, until none was learned."""
+    rank, ids = {pair: number for number, pair in enumerate(merges)}, list(word)
+    while len(ids) > 1:
+        best = min(pairwise(ids), key=lambda pair: rank.get(pair, math.inf))
+        if best not in rank:
+            break
+        ids = merged(ids, best, 256 + rank[best])
     return ids
+
+
+def cheapest_vocabulary(depth: int, dim: int, slope: float, offset: float, vocab_sizes: list[int]) -> int:
+    """FLOPs of a token over the bytes that it covers; the factor 6·D is common."""
+    return min(vocab_sizes, key=lambda size: (12 * depth * dim + size) / (slope * math.log(size) + offset))
+
+
+def bytes_per_token(training: list[str], test: list[str], vocab_size: int) -> float:
+    """All bytes over all tokens.
+
+    Expected: a vocabulary made of a package's own text is better on it, and worse elsewhere.  Found: so it is, by far
+    more elsewhere than at home, because common English is in every package and a package's names are nowhere else.  So
+    the text of the tokenizer should be that of the training, all of it.
+    """
+    tokenizer = Tokenizer.train(training, vocab_size)
+    return sum(len(text.encode()) for text in test) / sum(len(tokenizer.encode(text)) for text in test)
 
 
 SOLUTIONS["02.1"] = most_common_pair
 SOLUTIONS["02.2"] = merged
 SOLUTIONS["02.3"] = encode_word
+SOLUTIONS["02.4"] = cheapest_vocabulary
+SOLUTIONS["02.5"] = bytes_per_token
 
 # Notebook 03: model
 

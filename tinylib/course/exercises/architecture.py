@@ -62,5 +62,5 @@ def intensity(answer: Callable[[int, int, int], float]) -> None:
     for m, k, n in ((1024, 1024, 1024), (1, 1024, 1024), (64, 128, 512)):
         found, right = given(answer(m, k, n)), m * k * n / (2 * (m * k + k * n + m * n))
         assert abs(found / right - 1) < 1e-6, (
-            f"for [{m}, {k}] times [{k}, {n}] the answer is {found / right:.3g} times what it should be: 2 FLOPs for each "
+            f"[{m}, {k}] times [{k}, {n}]: the answer is {found / right:.3g} times what it should be; 2 FLOPs for each "
             "product, and 4 bytes for each number of both inputs and of the result")

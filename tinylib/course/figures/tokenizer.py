@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 
-from tinylib.plots.style import CURVES, PALETTE, PARTS, Figure, canvas, style
+from tinylib.plots.style import CURVES, PALETTE, PARTS, Figure, canvas, note, style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,7 +72,8 @@ def price_by_kind(table: pd.DataFrame) -> Figure:
         offset = (place - (len(wide.columns) - 1) / 2) * width
         axes.bar_label(axes.bar(groups + offset, sizes, width, color=colour, label=name), fmt="%.1f", fontsize=8)
     axes.axhline(1, color=PALETTE["grey"], linewidth=1, linestyle=":")
-    axes.set_xticks(groups, wide.index)
+    note(axes, "one byte per token", groups[-1] + 0.45, 1, (0, 20), ha="right")
+    axes.set_xticks(groups, wide.index, **({"rotation": 40, "ha": "right"} if len(wide) > 6 else {}))
     axes.grid(axis="x", visible=False)
     axes.set_ylabel("bytes per token")
     axes.set_title("Bytes per token by kind of text")
