@@ -56,13 +56,18 @@ def test_the_report_is_one_file_that_needs_no_network(tmp_path):
     figure = "from IPython.display import Image, display\nx = 1"
     notebooks = {f"0{n}_part": nbformat.read(write(tmp_path / f"{n}.ipynb", figure, title=f"Part <{n}>"), 4)
                  for n in (1, 2)}
+    for notebook in notebooks.values():
+        notebook.cells.append(nbformat.v4.new_markdown_cell("## Summary"))
+        notebook.cells.append(nbformat.v4.new_code_cell("plumbing = 1", metadata={"tags": ["hide-input"]}))
     report = runner.write_report(notebooks, pd.DataFrame({"untied": {"parameters": "2,359,296"}}),
                                  {"Return ": "the <b>"}, tmp_path / "report.html")
     text = report.read_text(encoding="utf-8")
     assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//|@import|url\(", text)
     assert "2,359,296" in text and "the &lt;b&gt;" in text
     for name in notebooks:
-        assert f'href="#{name}"' in text and f'id="{name}"' in text
+        for part in (name, f"{name}-Summary"):
+            assert text.count(f'href="#{part}"') >= 1 and text.count(f'id="{part}"') == 1
+    assert "plumbing" not in text and "x = 1" in re.sub("<.*?>", "", text)
     assert text.index("Part &lt;1&gt;") < text.index("Part &lt;2&gt;")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -132,34 +133,56 @@ def write_samples(profile: Profile, max_tokens: int = 60) -> dict[str, str]:
 
 def write_report(notebooks: Mapping[str, NotebookNode], table: pd.DataFrame, samples: Mapping[str, str],
                  path: Path) -> Path:
-    """One HTML file with the closing table, samples, a table of contents and all of `notebooks`; needs no network."""
+    """One HTML file with the closing table, samples and all of `notebooks`; needs no network.
+
+    A table of contents stays in view; inputs of cells with the tag `hide-input` are left out.
+    """
     from nbconvert import HTMLExporter
     from pygments.formatters import HtmlFormatter
+    from traitlets.config import Config
 
-    exporter = HTMLExporter(template_name="basic")
-    titles = {name: notebook.cells[0].source.partition("\n")[0].lstrip("# ") for name, notebook in notebooks.items()}
-    body = "\n".join([
-        "<h1>tinylib: the course</h1>", table.to_html(),
-        *(f"<pre><b>{html.escape(prompt)}</b>{html.escape(text)}</pre>" for prompt, text in samples.items()),
-        "<ol>", *(f'<li><a href="#{name}">{html.escape(title)}</a></li>' for name, title in titles.items()), "</ol>",
-        *(f'<section id="{name}">{exporter.from_notebook_node(notebook)[0]}</section>'
-          for name, notebook in notebooks.items())])
-    files.write_text(path, _PAGE.format(body=body, colours=HtmlFormatter().get_style_defs(".highlight")))
+    hidden = Config(TagRemovePreprocessor={"enabled": True, "remove_input_tags": {"hide-input"}})
+    exporter, entries, sections = HTMLExporter(template_name="basic", config=hidden), [], []
+    for name, notebook in notebooks.items():
+        # Headings of two notebooks may be the same, so their ids get the notebook's name.
+        page = exporter.from_notebook_node(notebook)[0].replace('<h2 id="', f'<h2 id="{name}-')
+        title = notebook.cells[0].source.partition("\n")[0].lstrip("# ")
+        parts = re.findall(r'<h2 id="([^"]+)">(.*?)<a', page)
+        entries.append(f'<details><summary><a href="#{name}">{html.escape(title)}</a></summary><ul>' + "".join(
+            f'<li><a href="#{part}">{text}</a></li>' for part, text in parts) + "</ul></details>")
+        sections.append(f'<section id="{name}">{page}</section>')
+    body = "\n".join(["<h1>tinylib: the course</h1>", table.to_html(),
+                      *(f"<pre><b>{html.escape(prompt)}</b>{html.escape(text)}</pre>"
+                        for prompt, text in samples.items()), *sections])
+    files.write_text(path, _PAGE.format(body=body, contents="\n".join(entries),
+                                        colours=HtmlFormatter().get_style_defs(".highlight")))
     return path
 
 
 _PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>tinylib: the course</title><style>
-body {{ max-width: 56rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif; color: #222 }}
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>tinylib: the course</title><style>
+body {{ display: grid; grid-template-columns: 17rem minmax(0, 56rem); gap: 2rem; margin: 0 auto; max-width: 76rem;
+       padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif; color: #222 }}
+nav {{ position: sticky; top: 0; max-height: 100vh; overflow-y: auto; padding: 2rem 0; font-size: 14px;
+      align-self: start; box-sizing: border-box }}
+nav a {{ color: inherit; text-decoration: none }} nav a:hover {{ text-decoration: underline }}
+nav summary {{ margin-top: .5rem }} nav ul {{ margin: .2rem 0; padding-left: 1.6rem }}
 pre {{ background: #f6f6f4; padding: .6rem .8rem; overflow-x: auto; font-size: 13px; line-height: 1.4;
       white-space: pre-wrap }}
 .highlight pre {{ border-left: 3px solid #9ab }}
 table {{ border-collapse: collapse; font-size: 14px }} th, td {{ border: 0; padding: .2rem .8rem; text-align: right }}
 tr:nth-child(even) {{ background: #f6f6f4 }} img {{ max-width: 100% }} h1 {{ margin-top: 3rem }}
 .prompt, .anchor-link {{ display: none }}
+@media (max-width: 68rem) {{ body {{ display: block }} nav {{ position: static; max-height: none }} }}
 {colours}
 </style></head><body>
+<nav>
+{contents}
+</nav>
+<main>
 {body}
+</main>
 </body></html>
 """
 
