@@ -6,6 +6,9 @@ Every command that README, notebooks, `plan`, batch files and messages print is 
 from __future__ import annotations
 
 import ast
+import functools
+import importlib
+import inspect
 import json
 import os
 import re
@@ -164,3 +167,18 @@ def test_its_results_are_those_stored_in_the_notebooks() -> None:
     figures = re.findall(r"\d[\d,]*\.?\d+", " ".join(rows)) + re.findall(r"\d\.\d{3}", seen)
     figures += re.findall(r"(\d+) seconds", seen) + re.findall(r"of (\d+), none", seen)
     assert len(figures) > 12 and all(figure in outputs for figure in figures)
+
+
+def test_its_ten_functions_are_there_and_short() -> None:
+    path = README.split("## Reading the library")[1].split("\n## ")[0]
+    assert len(re.findall(r"^\d+\. ", path, re.MULTILINE)) == 10
+    for name in re.findall(r"`(tinylib\.[\w.]+)`", path):
+        module, found = name, None
+        while found is None:
+            module = module.rpartition(".")[0]
+            try:
+                found = functools.reduce(getattr, name.removeprefix(f"{module}.").split("."),
+                                         importlib.import_module(module))
+            except ModuleNotFoundError:
+                continue
+        assert len(inspect.getsource(found).splitlines()) <= 40, name
