@@ -1,11 +1,11 @@
 """Scaling law: bits per byte of a shape after a budget of FLOPs, fitted to records, with prediction intervals.
 
-    bits per byte = floor + size·(parameters / 600,000)^-α + data·(bytes / 30e6)^-β
+    bits per byte = floor + size·(n / 400,000)^-α + data·(bytes / 30e6)^-β
                     + split·s + split_bend·s² + depth·l + depth_bend·l² + tied·(1 if tied)
 
-`bytes` are the text that a run reads, s is log2 of the blocks' share of the parameters over a third, and l is log2 of
-the layers over 4.  The vocabulary acts through both s and `bytes`: it costs FLOPs at every token, and its tokens are
-longer, along a line over ln V.
+n = 12·L·D² + V·D are the parameters of matrix products, the same tied and untied; `bytes` is the text that a run reads;
+s is log2 of the blocks' share of n over a half, and l is log2 of the layers over 4.  The vocabulary acts through s, n and
+`bytes`: it costs FLOPs at every token, and its tokens are longer, along a line over ln V.
 """
 
 from __future__ import annotations
@@ -81,10 +81,11 @@ class Law:
 
 def _bits_per_byte(values: np.ndarray, table: pd.DataFrame) -> np.ndarray:
     floor, size, alpha, data, beta, split, split_bend, depth, depth_bend, tied = values
-    total, read = table["total"].to_numpy(float) / 6e5, table["bytes"].to_numpy(float) / 3e7
-    s = np.log2(3 * table["blocks"].to_numpy(float) / table["total"].to_numpy(float))
+    blocks, read = table["blocks"].to_numpy(float), table["bytes"].to_numpy(float) / 3e7
+    used = blocks + table["wte"].to_numpy(float)    # lm_head is as large, and has 0 parameters of its own if tied
+    s = np.log2(2 * blocks / used)
     layers = np.log2(table["depth"].to_numpy(float) / 4)
-    return np.asarray(floor + size * total**-alpha + data * read**-beta + split * s + split_bend * s**2
+    return np.asarray(floor + size * (used / 4e5) ** -alpha + data * read**-beta + split * s + split_bend * s**2
                       + depth * layers + depth_bend * layers**2 + tied * (table["total"] == table["total_tied"]))
 
 
