@@ -4,8 +4,8 @@
                     + split·s + split_bend·s² + depth·l + depth_bend·l² + tied·(1 if tied)
 
 n = 12·L·D² + V·D are the parameters of matrix products, the same tied and untied; `bytes` is the text that a run reads;
-s is log2 of the blocks' share of n over a half, and l is log2 of the layers over 4.  The vocabulary acts through s, n and
-`bytes`: it costs FLOPs at every token, and its tokens are longer, along a line over ln V.
+s is log2 of the blocks' share of n over a half, and l is log2 of the layers over 4.  The vocabulary acts through s, n
+and `bytes`: it costs FLOPs at every token, and its tokens are longer, along a line over ln V.
 """
 
 from __future__ import annotations
