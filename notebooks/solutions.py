@@ -21,7 +21,7 @@ from tinylib.corpus import Document
 from tinylib.evaluate import t_interval
 from tinylib.model import GPT
 from tinylib.ngram import KneserNey
-from tinylib.tokenizer import Tokenizer
+from tinylib.tokenizer import Tokenizer, words
 
 SOLUTIONS: dict[str, Any] = {}
 """Exercise name -> its solution; each notebook's section adds its own."""
@@ -71,13 +71,30 @@ SOLUTIONS["01.5"] = intensity
 # Notebook 02: tokenizer
 
 
-def most_common_pair(counts: dict[bytes, int]) -> tuple[int, int]:
-    """Every pair of neighbours, as often as its word occurs."""
-    pairs: Counter[tuple[int, int]] = Counter()
-    for word, times in counts.items():
-        for pair in pairwise(word):
-            pairs[pair] += times
-    return min(pairs, key=lambda pair: (-pairs[pair], pair))
+def changes(ids: list[int], pair: tuple[int, int], new: int) -> dict[tuple[int, int], int]:
+    """Pairs after the merge less those before."""
+    change = Counter(pairwise(merged(ids, pair, new)))
+    change.subtract(Counter(pairwise(ids)))
+    return change
+
+
+def counterexample(tokenizer: Tokenizer) -> str:
+    """The first two tokens side by side that the longest token at the front cuts elsewhere."""
+    def greedy(word: bytes) -> list[int]:
+        ids = []
+        while word:
+            longest = max((token for token in tokenizer.tokens if word.startswith(token)), key=len)
+            ids.append(tokenizer.tokens.index(longest))
+            word = word[len(longest):]
+        return ids
+
+    learned = [token.decode() for token in tokenizer.tokens[256:] if token.decode().isalpha()]
+    for left in learned:
+        for right in (*learned, *"abcdefghijklmnopqrstuvwxyz"):
+            word = left + right
+            if words(word) == [word] and greedy(word.encode()) != tokenizer.encode(word):
+                return word
+    raise ValueError("none in two tokens")
 
 
 def merged(ids: list[int], pair: tuple[int, int], new: int) -> list[int]:
@@ -118,8 +135,8 @@ def bytes_per_token(training: list[str], test: list[str], vocab_size: int) -> fl
     return sum(len(text.encode()) for text in test) / sum(len(tokenizer.encode(text)) for text in test)
 
 
-SOLUTIONS["02.1"] = most_common_pair
-SOLUTIONS["02.2"] = merged
+SOLUTIONS["02.1"] = changes
+SOLUTIONS["02.2"] = counterexample
 SOLUTIONS["02.3"] = encode_word
 SOLUTIONS["02.4"] = cheapest_vocabulary
 SOLUTIONS["02.5"] = bytes_per_token

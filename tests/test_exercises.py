@@ -6,7 +6,7 @@ import ast
 import importlib.util
 import json
 import math
-from itertools import pairwise
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -62,11 +62,9 @@ WRONG: dict[str, list[tuple[Any, str]]] = {
               "times what PyTorch counts")],
     "01.5": [(lambda m, k, n: 2 * m * k * n / (m * k + k * n + m * n), "4 bytes"),
              (lambda m, k, n: 1.0, "of the result")],
-    "02.1": [(lambda counts: (99, 97), "another one"), (lambda counts: (0, 0), "does not occur"),
-             (lambda counts: max((pair for word in counts for pair in pairwise(word)), key=lambda pair: sum(
-                 times * [*pairwise(word)].count(pair) for word, times in counts.items())), "take the smallest")],
-    "02.2": [(lambda ids, pair, new: [new if token in pair else token for token in ids], "merging"),
-             (lambda ids, pair, new: ids, "merging")],
+    "02.1": [(lambda ids, pair, new: {pair: -1}, "subtract"),
+             (lambda ids, pair, new: dict(SOLUTIONS["02.1"](ids, pair, new) - Counter()), "before and after")],
+    "02.2": [(lambda tokenizer: "the", "both encode"), (lambda tokenizer: "of the", "not one word")],
     "02.3": [(lambda word, merges: list(word), "tiktoken encodes")],
     "02.4": [(lambda depth, dim, slope, offset, sizes: sizes[0], "divide what a token costs"),
              (lambda depth, dim, slope, offset, sizes: 1000, "none of the vocabularies")],
