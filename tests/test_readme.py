@@ -162,7 +162,7 @@ def test_its_results_are_those_stored_in_the_notebooks() -> None:
     outputs = " ".join(json.dumps(cell["outputs"]) for name in NOTEBOOKS for cell in
                        json.loads((ROOT / f"notebooks/{name}.ipynb").read_text(encoding="utf-8"))["cells"]
                        if cell["cell_type"] == "code")
-    seen = README.split("## What you will see")[1].split("## The course")[0]
+    seen = README.split("## What you will see")[1].split("\n## ")[0]
     rows = [line for line in seen.splitlines() if line.startswith("| ") and "2 cores" not in line and "---" not in line]
     figures = re.findall(r"\d[\d,]*\.?\d+", " ".join(rows)) + re.findall(r"\d\.\d{3}", seen)
     figures += re.findall(r"(\d+) seconds", seen) + re.findall(r"of (\d+), none", seen)
