@@ -28,7 +28,7 @@ from tinylib.sizing.planning import (
     plan_batch,
     plans,
 )
-from tinylib.sizing.roofline import operations, roofline_s
+from tinylib.sizing.roofline import operations
 from tinylib.sizing.shapes import describe, missed, pareto_front, search, sheet, specifications
 
 __all__ = [
@@ -36,4 +36,4 @@ __all__ = [
     "balanced", "chunk_rows", "communication_s", "decode_flops", "describe", "duration", "flops_by_part",
     "flops_per_token", "gathered_bytes", "kv_cache_bytes", "largest_batch", "layers", "loss_bytes", "memory", "missed",
     "operations", "optimizer_bytes", "parameters", "pareto_front", "plan", "plan_batch", "plans", "published",
-    "roofline_s", "search", "sheet", "specifications", "tier", "token_budget", "update_bytes", "weight_bytes"]
+    "search", "sheet", "specifications", "tier", "token_budget", "update_bytes", "weight_bytes"]

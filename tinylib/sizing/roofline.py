@@ -1,4 +1,4 @@
-"""Roofline: FLOPs and memory traffic of each operation of a training step, and the least time that both allow.
+"""Roofline: FLOPs and memory traffic of each operation of a training step; notebook 01 makes times of them.
 
 Source: Williams, Waterman and Patterson 2009, https://doi.org/10.1145/1498765.1498785.
 """
@@ -54,13 +54,3 @@ def operations(config: GPTConfig, batch_size: int) -> pd.DataFrame:
         "Muon": (5 * depth * (4 * 6 + 2 * 18) * dim**3, depth * 12 * dim**2 * (4 + 5 * 6))}
     table = pd.DataFrame.from_dict(found, orient="index", columns=["flops", "bytes"]).astype(float)
     return table.assign(bytes=4 * table["bytes"])
-
-
-def roofline_s(table: pd.DataFrame, flops_per_s: float, bytes_per_s: float) -> pd.Series:
-    """Least seconds of each of `operations`: compute at `flops_per_s` or memory traffic at `bytes_per_s`, the longer.
-
-    >>> import pandas as pd
-    >>> roofline_s(pd.DataFrame({"flops": [10.0, 0.0], "bytes": [1.0, 4.0]}), flops_per_s=5, bytes_per_s=2).tolist()
-    [2.0, 2.0]
-    """
-    return (table["flops"] / flops_per_s).clip(lower=table["bytes"] / bytes_per_s).rename("seconds")
