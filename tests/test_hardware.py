@@ -37,14 +37,16 @@ def test_the_table_of_hardware_is_sound():
         assert 1e10 < one.link < 1e12 and one.source
 
 
-@pytest.mark.parametrize(("kind", "capability", "amx", "chosen"), [
-    ("cuda", (10, 0), False, "bfloat16"), ("cuda", (9, 0), False, "bfloat16"), ("cuda", (8, 6), False, "bfloat16"),
-    ("cuda", (7, 5), True, "float16"), ("cuda", (7, 0), False, "float16"), ("cuda", (6, 1), True, "float32"),
-    ("cpu", None, True, "bfloat16"), ("cpu", None, False, "float32"), ("cpu", None, None, "float32"),
-    ("mps", None, True, "float32")])
-def test_the_precision_is_what_the_device_multiplies_fast(monkeypatch, kind, capability, amx, chosen):
+@pytest.mark.parametrize(("kind", "capability", "cpu", "chosen"), [
+    ("cuda", (10, 0), {}, "bfloat16"), ("cuda", (9, 0), {}, "bfloat16"), ("cuda", (8, 6), {}, "bfloat16"),
+    ("cuda", (7, 5), {"amx_bf16": True}, "float16"), ("cuda", (7, 0), {}, "float16"),
+    ("cuda", (6, 1), {"amx_bf16": True}, "float32"), ("cpu", None, {"amx_bf16": True}, "bfloat16"),
+    ("cpu", None, {"amx_bf16": False, "avx512_bf16": True}, "bfloat16"),
+    ("cpu", None, {"amx_bf16": False, "avx512_bf16": False}, "float32"), ("cpu", None, {}, "float32"),
+    ("mps", None, {"amx_bf16": True}, "float32")])
+def test_the_precision_is_what_the_device_multiplies_fast(monkeypatch, kind, capability, cpu, chosen):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {} if amx is None else {"amx_bf16": amx}, raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu, raising=False)
     found, reason = hardware.dtype(hardware.Device(kind, "a device", 1, 0, None))
     assert found == chosen and reason.startswith(("a device", f"this {kind}", "this CPU"))
     if kind == "cpu":

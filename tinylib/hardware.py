@@ -139,8 +139,9 @@ def dtype(device: Device) -> tuple[Literal["float32", "bfloat16", "float16"], st
         if generation == 7:
             return "float16", f"{device.name} has tensor cores for float16, not yet for bfloat16"
         return "float32", f"{device.name} has no tensor cores"
-    if device.kind == "cpu" and getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"):
-        return "bfloat16", "this CPU multiplies bfloat16 on its AMX tiles"
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)() if device.kind == "cpu" else {}
+    if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"):
+        return "bfloat16", f"this CPU multiplies bfloat16 {'on AMX tiles' if capabilities.get('amx_bf16') else 'by AVX-512'}"
     return "float32", f"this {device.kind} is not reliably faster in bfloat16"
 
 
