@@ -140,8 +140,9 @@ def dtype(device: Device) -> tuple[Literal["float32", "bfloat16", "float16"], st
             return "float16", f"{device.name} has tensor cores for float16, not yet for bfloat16"
         return "float32", f"{device.name} has no tensor cores"
     capabilities = getattr(torch.cpu, "get_capabilities", dict)() if device.kind == "cpu" else {}
-    if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"):
-        return "bfloat16", f"this CPU multiplies bfloat16 {'on AMX tiles' if capabilities.get('amx_bf16') else 'by AVX-512'}"
+    for name in ("amx_bf16", "avx512_bf16"):
+        if capabilities.get(name):
+            return "bfloat16", f"this CPU has instructions that multiply bfloat16 ({name})"
     return "float32", f"this {device.kind} is not reliably faster in bfloat16"
 
 
