@@ -24,7 +24,7 @@ from tinylib import experiments, hardware, sizing
 from tinylib.checks import ConfigError, UserError
 from tinylib.cli import main
 from tinylib.experiments import FOLDER, append, compare, describe, differences, records
-from tinylib.experiments.comparing import quantile
+from tinylib.experiments.comparing import Comparison, quantile
 from tinylib.experiments.records import step_times, times_file
 from tinylib.experiments.running import Failed, Source, folder, missing
 from tinylib.launch import Run
@@ -204,6 +204,19 @@ def test_one_arm_is_the_noise_floor_and_one_seed_has_no_interval(scores):
         (scores["a"] - scores["a"].mean()).tolist())
     alone = compare(table_of(scores[:1]), "a")
     assert alone.attrs["df"] == 0 and alone[["low", "high"]].isna().to_numpy().all()
+
+
+def test_a_verdict_needs_an_interval_without_zero_and_a_difference_that_counts():
+    noise = np.array([[1, -1, 0, 0], [-1, 1, 0, 0], [0, 0, 1, -1], [0, 0, -1, 1]]) * 1e-4
+    scores = pd.DataFrame(np.add(noise, [1.5, 1.45, 1.6, 1.503]), columns=["a", "b", "c", "d"])
+
+    def verdicts(table):
+        return Comparison("block", "t", "a", table, 0, 1e12, "rule", least=0.005).verdicts["verdict"].to_dict()
+
+    assert verdicts(table_of(scores)) == {"b": "better", "c": "worse", "d": "not told apart"}    # 0.003 is too little
+    assert verdicts(table_of(scores + np.random.default_rng(0).normal(size=(4, 4)))) == dict.fromkeys(
+        "bcd", "not told apart")
+    assert verdicts(table_of(scores[:1])) == dict.fromkeys("bcd", "one seed")
 
 
 def test_what_cannot_be_compared_is_an_error(scores):

@@ -123,6 +123,20 @@ class Comparison:
     flops: float
     """Budget of a run."""
     rule: str
+    least: float
+    """Least difference in bits per byte that counts."""
+
+    @property
+    def verdicts(self) -> pd.DataFrame:
+        """Rows of `compared` but the reference, with a column `verdict`: better, worse, not told apart, or one seed.
+
+        An arm is better or worse if its interval excludes zero and its difference is `least` or more.
+        """
+        table = self.compared.drop(index=self.reference)
+        told_apart = ((table["low"] > 0) | (table["high"] < 0)) & (table["difference"].abs() >= self.least)
+        table["verdict"] = np.select([table["low"].isna(), told_apart & (table["difference"] < 0), told_apart],
+                                     ["one seed", "better", "worse"], "not told apart")
+        return table
 
     @property
     def compared(self) -> pd.DataFrame:
@@ -170,7 +184,7 @@ def _comparisons(description: Description, name: str, block: Block, found: list[
         if len(table) and (table["arm"] == reference).any():
             expected = sum(trial.arm in arms for trial in trials)
             yield Comparison(name, found[0]["text"], reference, table, expected - len(table),
-                             description.budgets[block.budget], block.rule)
+                             description.budgets[block.budget], block.rule, block.least)
 
 
 def _of_seed(description: Description, block: Block, seed: int, found: list[Record], by: By) -> list[Record]:

@@ -61,6 +61,8 @@ class Block:
     """The arm that the others are compared with, by default the first."""
     rates: list[float] = field(default_factory=lambda: [1.0])
     """Each arm is run with all its learning rates times each of these; the references are then those times 1."""
+    least: float = 0.005
+    """Least difference in bits per byte that counts, whatever its interval."""
     equal_size: bool = False
     """Whether the arms are claimed to have equally many parameters, within 2 %."""
 
