@@ -125,8 +125,8 @@ _PROFILES: dict[str, Profile] = {
         eval_every=20, eval_tokens=16_384, save_every=20, compile="off"), nproc_per_node=2, conversations="pyqa-stdlib",
         tuning_conversations=600),
     "cpu": Profile("cpu", "pydocs", TrainConfig(
-        model=replace(PRESETS["micro"], seq_len=256), steps=680, total_batch_size=4_096, device_batch_size=8,
-        eval_every=170, eval_tokens=65_536, save_every=340), nproc_per_node=2, conversations="pyqa",
+        model=replace(PRESETS["micro"], seq_len=256), steps=512, total_batch_size=4_096, device_batch_size=8,
+        eval_every=128, eval_tokens=65_536, save_every=256), nproc_per_node=2, conversations="pyqa",
         tuning_conversations=8_000),
     "gpu": Profile("gpu", "fineweb-edu", TrainConfig(
         model=PRESETS["goldilocks"], steps=1_440, total_batch_size=524_288, device_batch_size=32,
