@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from tinylib import plots, sizing
-from tinylib.config import PRESETS, GPTConfig
+from tinylib.config import PRESETS, GPTConfig, TrainConfig
 from tinylib.course import figures
 from tinylib.course.figures.architecture import ON_THE_PLANE
 from tinylib.tokenizer import Decision
@@ -39,6 +41,11 @@ def test_the_roofline_is_the_lower_of_two_limits():
     roof, measured = axes.lines
     np.testing.assert_allclose(roof.get_ydata(), np.minimum(100, 10 * roof.get_xdata()))
     assert measured.get_xydata().tolist() == [[1, 7], [100, 80]] and {"thin", "fat"} <= words(axes.figure)
+
+
+def test_the_block_diagram_has_every_tensor():
+    parts = set(", ".join(words(figures.block_diagram())).split(", "))
+    assert {spec.name.split(".")[-2] for spec in GOLDILOCKS.tensors()} <= parts
 
 
 def test_the_plane_of_flops_is_honest():
@@ -221,3 +228,22 @@ def test_rank_rows_take_each_row_of_the_batch_once():
         assert [(bar.get_x(), bar.get_width()) for bar in bars] == [(0, 8), (8, 8), (16, 8), (24, 8)]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["1 process", "2 processes", "4 processes"]
     assert {"rank 0\nstep 4", "rank 1\nstep 2", "rank 3\nstep 1"} <= words(axes.figure)
+
+
+def test_schedules_are_those_of_the_optimizer():
+    config = TrainConfig(steps=10, warmup_fraction=0.2, warmdown_fraction=0.5)
+    axes, = figures.schedules({"ours": config, "no warm-up": replace(config, warmup_fraction=0.0)}).axes
+    for line, first in zip(axes.lines, (0.5, 1.0), strict=True):
+        share, factor = line.get_xydata().T
+        np.testing.assert_allclose(share, np.arange(10, 101, 10))
+        np.testing.assert_allclose(factor, [first, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
+    assert legend(axes.figure) == ["ours", "no warm-up"]
+
+
+def test_in_the_life_of_a_run_only_the_kernel_ends_in_between():
+    figure = figures.run_life()
+    assert {"kernel", "torchrun", "rank 0", "rank 1", "run directory", "all-reduce"} <= words(figure)
+    kernel, agent, ranks, folder = ([path.get_extents() for path in bars.get_paths()]
+                                    for bars in figure.axes[1].collections)
+    assert len(kernel) == 2 and len(agent) == len(ranks) == len(folder) == 1
+    assert agent[0].x0 < ranks[0].x0 and folder[0].x1 > agent[0].x1 > ranks[0].x1 > kernel[0].x1

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +22,7 @@ from tinylib import sizing
 from tinylib.config import PRESETS, GPTConfig
 from tinylib.course import check, exercises
 from tinylib.evaluate import bootstrap
+from tinylib.model import GPT
 from tinylib.ngram import KneserNey
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
@@ -37,11 +39,11 @@ def load(path: Path) -> ModuleType:
 SOLUTIONS: dict[str, Any] = load(NOTEBOOKS / "solutions.py").SOLUTIONS
 
 
-def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None = None, first: int = 1) -> Any:
-    """Attention with a scale and a mask that may be wrong."""
-    scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
-    hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(first)
-    return scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v
+def leaks_from_the_end(forward: Callable[[torch.Tensor], torch.Tensor], x_BT: torch.Tensor, vocab_size: int) -> bool:
+    """Whether the last token changes logits before it; it says nothing of the others."""
+    changed_BT = x_BT.clone()
+    changed_BT[:, -1] = (changed_BT[:, -1] + 1) % vocab_size
+    return bool(((forward(changed_BT) - forward(x_BT))[:, :-1].abs() > 1e-5).any())
 
 
 def studied(seeds: int = 4) -> pd.DataFrame:
@@ -50,45 +52,95 @@ def studied(seeds: int = 4) -> pd.DataFrame:
     return pd.DataFrame({"arm": ["a"] * seeds + ["b"] * seeds, "seed": [*range(seeds)] * 2, "bits_per_byte": noise})
 
 
+def accumulate(model: GPT, x: torch.Tensor, y: torch.Tensor, micro: int, reduction: str = "sum",
+               keep: bool = False) -> float:
+    """Accumulation that may take means of means, or keep the gradient of the batch before."""
+    if not keep:
+        model.zero_grad()
+    count = int((y >= 0).sum()) if reduction == "sum" else -(-len(x) // micro)
+    losses = [model(x[row:row + micro], y[row:row + micro], reduction=reduction) / count
+              for row in range(0, len(x), micro)]
+    sum(losses).backward()
+    return sum(losses).item()
+
+
+def per_rank(gradients: list[torch.Tensor], targets: list[int], clip: float, times: int = 1) -> torch.Tensor:
+    """The planted bug: each rank divides and clips by itself."""
+    means = [gradient / count for gradient, count in zip(gradients, targets, strict=True)]
+    return times * sum(mean * min(1.0, clip / float(mean.norm())) for mean in means) / len(means)
+
+
 WRONG: dict[str, list[tuple[Any, str]]] = {
     "01.1": [(lambda depth, dim: 12 * depth * dim, "half of 12·L·D²"), (lambda depth, dim: 12_288, "solve for V")],
     "01.2": [(lambda config: config.depth, "still fits"), (lambda config: 2 * config.depth + 1, "more than"),
              (lambda config: 2.0 * config.depth, "whole number")],
     "01.3": [(lambda: PRESETS["goldilocks"], "fewer than 8"), (lambda: GPTConfig(16, 256, 49_152), "20 million"),
              (lambda: 20e6, "return a GPTConfig")],
-    "01.4": [(lambda config: 6 * sizing.parameters(config).total + 4 * config.depth * config.dim * config.seq_len,
-              "what does a look-up multiply?"),
+    "01.4": [(sizing.flops_per_token, "products of a frozen head"),
+             (lambda config: SOLUTIONS["01.4"](config) - 2 * config.vocab_size * config.dim, "a frozen head"),
              (lambda config: SOLUTIONS["01.4"](config) - 8 * config.depth * config.dim * config.seq_len,
-              "times what PyTorch counts")],
-    "01.5": [(lambda m, k, n: 2 * m * k * n / (m * k + k * n + m * n), "4 bytes"),
-             (lambda m, k, n: 1.0, "of the result")],
+              "backward pass of attention"),
+             (lambda config: SOLUTIONS["01.4"](config) - 12 * config.depth * config.dim * config.seq_len,
+              "backward pass of attention"),
+             (lambda config: SOLUTIONS["01.4"](config) - 24 * config.depth * config.dim**2,
+              "a weight that is trained")],
+    "01.5": [(lambda width, balance: math.ceil(2 * balance), "4 bytes"),
+             (lambda width, balance: 100_000 if balance < width / 4 else math.inf, "are enough, but so are"),
+             (lambda width, balance: max(1, math.ceil(2 * balance * width / (width - 4 * balance))), "not enough"),
+             (lambda width, balance: 2 * balance * width / (width - 4 * balance), "whole number"),
+             (lambda width, balance: math.inf, "some number of rows")],
     "02.1": [(lambda ids, pair, new: {pair: -1}, "subtract"),
              (lambda ids, pair, new: dict(SOLUTIONS["02.1"](ids, pair, new) - Counter()), "before and after")],
     "02.2": [(lambda tokenizer: "the", "both encode"), (lambda tokenizer: "of the", "not one word")],
     "02.3": [(lambda word, merges: list(word), "tiktoken encodes")],
     "02.4": [(lambda depth, dim, slope, offset, sizes: sizes[0], "divide what a token costs"),
+             (lambda depth, dim, slope, offset, sizes: SOLUTIONS["02.4"](depth, dim / 2, slope, offset, sizes),
+              "the look-up costs nothing"),
+             (lambda depth, dim, slope, offset, sizes: SOLUTIONS["02.4"](depth, dim, slope / math.log(2), offset,
+                                                                         sizes),
+              "natural logarithm"),
              (lambda depth, dim, slope, offset, sizes: 1000, "none of the vocabularies")],
     "02.5": [(lambda training, test, size: 1.0, "UTF-8 bytes"),
              (lambda training, test, size: float(np.mean([SOLUTIONS["02.5"](training, [text], size) for text in test])),
               "divide once")],
-    "03.1": [(lambda q, k, v: causal(q, k, v, first=9999), "sees every key"),
-             (lambda q, k, v: causal(q, k, v, scale=1.0), "square root"),
-             (lambda q, k, v: causal(q, k, v, first=0), "infinities or nans"),
-             (lambda q, k, v: causal(q, k, v).transpose(1, 2), "shape"),
-             (causal(*torch.ones(3, 1, 1, 1, 1)), "can't be checked"),
-             (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), "PyTorch's own")],
+    "03.1": [(lambda raw, y, cap: SOLUTIONS["03.1"](raw, y, 1e6), "slope of the softcap"),
+             (lambda raw, y, cap: len(y) * SOLUTIONS["03.1"](raw, y, cap), "divides by R"),
+             (lambda raw, y, cap: -SOLUTIONS["03.1"](raw, y, cap), "uphill"),
+             (lambda raw, y, cap: raw[y], "became"), (torch.ones(2, 2), "can't be checked")],
     "03.2": [(lambda vocab, cap: math.log(vocab), "least loss"), (lambda vocab, cap: 0.0, "least loss"),
              (lambda vocab, cap: math.log1p((vocab - 1) * math.exp(-cap)), "need not stop at 0")],
     "03.3": [(lambda gradient: gradient / gradient.norm(), "singular values run"), (torch.sign, "singular values run"),
              (lambda gradient: torch.linalg.svd(gradient)[0], "became"),
              (lambda gradient: -SOLUTIONS["03.3"](gradient), "direction")],
-    "04.1": [(lambda means, counts: sum(means) / len(means), "divide once"),
-             (lambda means, counts: sum(means), "divide once")],
-    "04.2": [(lambda total, batch, length, world: total // (batch * length * world), "no multiple"),
-             (lambda total, batch, length, world: total // (batch * length), "product of the last three")],
-    "04.3": [(lambda rank, world, step, batch: range(rank * batch, (rank + 1) * batch), "must take each of the rows"),
-             (lambda rank, world, step, batch: range(batch), "must take each of the rows"),
-             (lambda rank, world, step, batch: range(rank, rank + 1), "each rank takes")],
+    "03.4": [(lambda forward, x_BT, vocab: False, "was not found"),
+             (lambda forward, x_BT, vocab: True, "causal model was"), (leaks_from_the_end, "hole in the middle")],
+    "03.5": [(lambda: (studied(), "better"), "'not told apart', not 'better'")],
+    "04.1": [(lambda compute_s, size, link: 1, "still takes at least"),
+             (lambda compute_s, size, link: 3 + int(compute_s * link / size), "takes longer than computing"),
+             (lambda compute_s, size, link: 1 + compute_s * link / 2 / size, "whole number"),
+             (lambda compute_s, size, link: int(compute_s * link / 2 / size), "with 26 devices"),
+             (lambda compute_s, size, link: 0, "nobody to talk to")],
+    "04.2": [(lambda model, x, y, micro: accumulate(model, x, y, len(x)), "rows went through the model at once"),
+             (lambda model, x, y, micro: accumulate(model, x[:micro], y[:micro], micro), "went through the model"),
+             (lambda model, x, y, micro: accumulate(model, x, y, micro, "mean"), "what does a target weigh"),
+             (lambda model, x, y, micro: accumulate(model, x, y, micro, keep=True), "still in it"),
+             (lambda model, x, y, micro: 2 * SOLUTIONS["04.2"](model, x, y, micro), "the gradient is right")],
+    "04.3": [(lambda tensors, send: [sum(tensors)] * len(tensors), "nothing was sent"),
+             (lambda tensors, send: [one + send(1 - rank, rank, tensors[1 - rank]) for rank, one
+                                     in enumerate(tensors[:2])], "have a result each"),
+             (lambda tensors, send: [tensor + send((rank - 1) % len(tensors), rank, tensors[rank - 1])
+                                     for rank, tensor in enumerate(tensors)], "had before the round"),
+             (lambda tensors, send: [sum(send(other, rank, tensor) for other, tensor in enumerate(tensors)
+                                         if other != rank) + tensors[rank] for rank in range(len(tensors))],
+              "rounds are enough"), (lambda tensors, send: [send(0, 0, tensors[0])], "sends to itself")],
+    "04.4": [(lambda gradients, targets, clip: per_rank(gradients, targets, clip), "of unequal targets"),
+             (lambda gradients, targets, clip: sum(gradients) / sum(targets), "one rank: "),
+             (lambda gradients, targets, clip: per_rank(gradients, [sum(targets)] * len(targets), clip, len(targets)),
+              "one is longer than the clip"),
+             (lambda gradients, targets, clip: clip * sum(gradients) / sum(gradients).norm(), "one rank, nothing")],
+    "04.5": [(lambda losses, batch, level: next((step * batch for step, loss in enumerate(losses, 1) if loss <= level),
+                                                math.inf), "mean of the last five"),
+             (lambda losses, batch, level: SOLUTIONS["04.5"](losses, 1, level), "tokens a step")],
     "05.1": [(lambda ours, theirs, sizes: bootstrap(ours, sizes), "Drawn together"),
              (lambda ours, theirs, sizes: bootstrap(theirs - ours, sizes), "ours less theirs"),
              (lambda ours, theirs, sizes: (0.1, 0.1), "ends where it begins")],

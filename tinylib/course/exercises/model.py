@@ -4,39 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tinylib.course.exercises import checker, given
+from tinylib.course.exercises.tying import my_experiment
 from tinylib.loss import softcap
-from tinylib.model import attention
 
 
 @checker("03.1")
-def attention_by_hand(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
-    """Causal attention by matrix products, compared with that of the model; q, k and v of shape B × N × T × H."""
-    def forbidden(*_: Any, **__: Any) -> None:
-        raise AssertionError("that is PyTorch's own attention: use matrix products, a mask and softmax")
-
-    generator, fused = torch.Generator().manual_seed(0), F.scaled_dot_product_attention
-    for shape in ((2, 3, 7, 16), (1, 2, 33, 64), (1, 1, 1, 8)):
-        q, k, v = (torch.randn(shape, generator=generator) for _ in range(3))
-        with patch.object(F, "scaled_dot_product_attention", forbidden):
-            found = given(answer(q.clone(), k.clone(), v.clone()))
+def loss_gradient(answer: Callable[[Tensor, Tensor, float], Tensor]) -> None:
+    """The gradient of the mean cross-entropy of softcapped logits with respect to the raw logits, without autograd."""
+    generator = torch.Generator().manual_seed(0)
+    for rows, vocab_size, cap in ((5, 7, 15.0), (3, 40, 2.0)):
+        raw = 4 * torch.randn(rows, vocab_size, generator=generator)
+        y = torch.randint(vocab_size, (rows,), generator=generator)
+        leaf = raw.clone().requires_grad_()
+        F.cross_entropy(softcap(leaf, cap), y).backward()
+        with torch.no_grad():
+            found = given(answer(raw.clone(), y.clone(), cap))
         assert isinstance(found, Tensor), f"return a tensor, not {type(found).__name__}"
-        assert found.shape == v.shape, f"the result has shape {tuple(found.shape)}, v has {tuple(v.shape)}"
-        assert found.isfinite().all(), "the result has infinities or nans: a query must see at least its own key"
-        if shape[2] > 1:
-            assert not torch.allclose(found, fused(q, k, v), atol=1e-5), \
-                "every query sees every key: mask the keys after the query, before softmax"
-            assert not torch.allclose(found, fused(q, k, v, is_causal=True, scale=1.0), atol=1e-5), \
-                "the scores are not divided by the square root of the head dim"
-        worst = float((found - attention(q, k, v, 0)).abs().max())
-        assert worst <= 1e-5, f"for q, k and v of shape {shape} the result is off by up to {worst:.1e}, more than 1e-5"
+        assert found.shape == raw.shape, f"logits of shape {tuple(raw.shape)} became {tuple(found.shape)}"
+        slope = 1 - torch.tanh(raw / cap) ** 2
+        for mistake, hint in ((leaf.grad / slope, "the slope of the softcap is missing"),
+                              (rows * leaf.grad, "a mean over R rows divides by R"),
+                              (-leaf.grad, "the sign is wrong: a gradient points uphill")):
+            assert not torch.allclose(found, mistake, atol=1e-6), hint
+        worst = float((found - leaf.grad).abs().max())
+        assert worst < 1e-5, f"{rows} rows, {vocab_size} tokens, cap {cap:g}: off from autograd's by up to {worst:.1e}"
 
 
 @checker("03.2")
@@ -68,3 +65,32 @@ def nearest_orthogonal(answer: Callable[[Tensor], Tensor]) -> None:
         reached, possible = float((found * gradient).sum()), float(torch.linalg.svdvals(gradient).sum())
         assert reached >= 0.999 * possible, ("its singular values are 1, but its direction is not the gradient's: only "
                                              f"{reached / possible:.0%} of the possible descent")
+
+
+@checker("03.4")
+def sees_the_future(answer: Callable[[Callable[[Tensor], Tensor], Tensor, int], bool]) -> None:
+    """A test that finds every model whose logits depend on later tokens, and no other."""
+    generator, T, V, D = torch.Generator().manual_seed(0), 12, 11, 8
+    wte, head = (torch.randn(V, D, generator=generator) for _ in range(2))
+    cause = torch.ones(T, T).tril()
+    hole = cause.clone()
+    hole[5, 6] = 1.0
+
+    def mixed(weights: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda x_BT: (weights / weights.sum(-1, keepdim=True)) @ wte[x_BT] @ head.T
+
+    def view(x_BT: Tensor) -> Tensor:
+        heads = wte[x_BT].view(len(x_BT), 2, -1, D // 2)
+        return (cause / cause.sum(-1, keepdim=True) @ heads).transpose(1, 2).flatten(2) @ head.T
+
+    x_BT = torch.randint(V, (2, T), generator=generator)
+    for name, forward, wrong in (
+            ("a causal model", mixed(cause), False), ("one that sees only itself", lambda x: wte[x] @ head.T, False),
+            ("one that sees everything", mixed(torch.ones(T, T)), True), ("one that cuts heads by .view", view, True),
+            ("one whose mask lets each token see the next", mixed(torch.ones(T, T).tril(1)), True),
+            ("one whose mask has a hole in the middle", mixed(hole), True)):
+        found = given(answer(forward, x_BT.clone(), V))
+        assert found == wrong, f"{name} {'was not' if wrong else 'was'} found to see later tokens"
+
+
+checker("03.5")(my_experiment)

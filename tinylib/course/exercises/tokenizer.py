@@ -70,7 +70,8 @@ def cheapest_vocabulary(answer: Callable[[int, int, float, float, list[int]], in
         assert found in cost, f"{found} is none of the vocabularies given"
         assert cost[found] == min(cost.values()), (
             f"for {depth} × {dim}, V = {found:,} costs {cost[found] / min(cost.values()):.2f} times the fewest FLOPs "
-            "per byte: divide what a token costs by the bytes that it covers")
+            "per byte: divide what a token costs by the bytes that it covers; the look-up costs nothing, and ln is the "
+            "natural logarithm")
 
 
 @checker("02.5")

@@ -4,7 +4,7 @@ Figures of a reader's own configurations, runs and tables are in `tinylib.plots`
 """
 
 from tinylib.course.figures.architecture import iso_flop, roofline, vocabulary_share
-from tinylib.course.figures.distributed import rank_rows
+from tinylib.course.figures.distributed import rank_rows, run_life, schedules
 from tinylib.course.figures.evaluation import (
     accuracy_and_chance,
     bpb_vs_baselines,
@@ -14,7 +14,15 @@ from tinylib.course.figures.evaluation import (
     text_by_surprise,
     where_bits_go,
 )
-from tinylib.course.figures.model import attention, distance_only, gradients, losses_by_step, singular_values, softcap
+from tinylib.course.figures.model import (
+    attention,
+    block_diagram,
+    distance_only,
+    gradients,
+    losses_by_step,
+    singular_values,
+    softcap,
+)
 from tinylib.course.figures.tokenizer import compression_curve, cost_of_text, price_by_kind, token_lengths
 from tinylib.course.figures.tying import (
     arms_over,
@@ -26,9 +34,10 @@ from tinylib.course.figures.tying import (
 )
 
 __all__ = [
-    "accuracy_and_chance", "arms_over", "attention", "bpb_vs_baselines", "compression_curve", "cost_of_text",
+    "accuracy_and_chance", "arms_over", "attention", "block_diagram", "bpb_vs_baselines", "compression_curve",
+    "cost_of_text",
     "decoding_time", "difference_bars", "distance_only", "document_scatter", "gradients", "iso_flop",
-    "law_and_records", "losses_by_step", "price_by_kind", "rank_rows", "rate_curves", "read_and_unread", "roofline",
-    "singular_values", "softcap", "table_geometry", "text_by_surprise", "tied_start", "token_lengths",
-    "vocabulary_share", "where_bits_go",
+    "law_and_records", "losses_by_step", "price_by_kind", "rank_rows", "rate_curves", "read_and_unread",
+    "roofline", "run_life", "schedules", "singular_values", "softcap", "table_geometry", "text_by_surprise",
+    "tied_start", "token_lengths", "vocabulary_share", "where_bits_go",
 ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tinylib.plots.style import CURVES, PALETTE, Figure, canvas, style
+from tinylib.plots.style import CURVES, PALETTE, PARTS, Figure, canvas, ink, style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,4 +106,44 @@ def attention(weights_LNTT: np.ndarray, tokens: Sequence[str]) -> Figure:
     figure.supxlabel("key token", fontsize=10)
     figure.supylabel("query token", fontsize=10)
     figure.colorbar(image, ax=grid, shrink=0.6, label="attention weight, 0 to 1")
+    return figure
+
+
+_CHAINS: dict[str, tuple[float, str]] = {
+    "Model": (1.3, "token ids, BT | wte | RMSNorm | L blocks | RMSNorm | lm_head | softcap | logits, BTV"),
+    "One block": (3.9, "stream, BTD | RMSNorm | attention | + | RMSNorm | MLP | + | stream, BTD"),
+    "Attention": (6.7, "BTD | query, key, value | RoPE, QK-norm | softmax(q·k / √H) | mean of values | output | BTD"),
+    "MLP": (9.2, "BTD | up | ReLU² | down | BTD")}
+"""Chains of the block diagram from bottom to top, and where they stand."""
+
+_WITH_WEIGHTS = dict.fromkeys(("L blocks", "attention", "MLP", "query, key, value", "output", "up", "down"),
+                              PARTS["blocks"]) | {"wte": PARTS["wte"], "lm_head": PARTS["lm_head"]}
+
+
+@style()
+def block_diagram() -> Figure:
+    """Block diagram of the GPT from bottom to top: the model, one block, its attention and its MLP.
+
+    Parts with weights are coloured, parts without are grey; BT, BTD and BTV are shapes.
+    """
+    figure, axes = canvas(height_in=4.6)
+    axes.set(xlim=(0, 10), ylim=(0, 10.4))
+    axes.set_axis_off()
+    black, step = PALETTE["black"], 1.26
+    arrow = {"arrowstyle": "-|>", "color": black, "shrinkA": 0, "shrinkB": 0}
+    for title, (x, chain) in _CHAINS.items():
+        axes.text(x, 10.0, title, ha="center", weight="bold", fontsize=10)
+        for place, text in enumerate(chain.split(" | ")):
+            colour = _WITH_WEIGHTS.get(text, "#E8E8E8")
+            box = {"boxstyle": "round,pad=0.35", "facecolor": colour, "edgecolor": "none"}
+            plain = text == "+" or "BT" in text
+            axes.text(x, 0.4 + step * place, text, ha="center", va="center", fontsize=8.5,
+                      color=black if plain else ink(colour), bbox=None if plain else box)
+            if place:
+                axes.annotate("", (x, step * place + 0.07), (x, step * place - 0.52), arrowprops=arrow)
+    x = _CHAINS["One block"][0]
+    for place in (0, 3):    # the stream passes by attention and MLP
+        low, high = 0.95 + step * place, 0.4 + step * (place + 3)
+        axes.plot([x, x + 1.1, x + 1.1], [low, low, high], color=black, linewidth=1)
+        axes.annotate("", (x + 0.15, high), (x + 1.1, high), arrowprops=arrow)
     return figure
