@@ -79,8 +79,9 @@ class Kernel:
             return forward(model, x_BT, y_BT, **options)
 
         talks = folder / "talks.jsonl"
-        turns = [{"role": role, "content": "abc abcd " * 9} for role in ("user", "assistant")]
-        talks.write_text("".join(json.dumps({"text": turns, "n": n}) + "\n" for n in range(3000)), encoding="utf-8")
+        turns = ([{"role": role, "content": f"{n} " + "abc abcd " * 9} for role in ("user", "assistant")]
+                 for n in range(3000))
+        talks.write_text("".join(json.dumps({"text": text}) + "\n" for text in turns), encoding="utf-8")
         asked = profiles.profile().conversations
         patch.setattr(corpus, "load", lambda name: load(talks if name == asked else text))
         patch.setattr("tinylib.launch.launch", elsewhere)
