@@ -190,6 +190,12 @@ def shown(cell: sync_api.Locator, pattern: str, timeout_s: float = 60) -> re.Mat
     return found
 
 
+def pressed(button: sync_api.Locator, done: Callable[[], bool]) -> bool:
+    """Click the button and wait for what it does; a view that is drawn anew at that moment can lose a click."""
+    button.click()
+    return wait_until(done, 15)
+
+
 def pythons(home: Path) -> list[str]:
     """The command lines of all Pythons whose artefacts lie in `home`: server, kernels, torchrun, ranks."""
     found = []
@@ -230,7 +236,7 @@ def test_a_run_outlives_its_kernel_and_obeys_its_buttons(lab, page, tmp_path):
 
     resume = last.get_by_role("button", name="Resume", exact=True)
     sync_api.expect(resume).to_be_enabled()
-    resume.click()
+    assert any(pressed(resume, lambda: run.state != "stopped") for _ in range(4)), repr(run)
     shown(last, r"untied: (running|finished)\s+step \d+ of 40")
     shown(last, r"untied: finished\s+step 40 of 40", 120)
     assert list(run.metrics().index) == list(range(1, 41)) and run.metrics("eval").index[-1] == 40
