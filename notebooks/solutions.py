@@ -178,6 +178,18 @@ def sees_the_future(forward: Callable[[Tensor], Tensor], x_BT: Tensor, vocab_siz
     return False
 
 
+def last_loss(model: GPT, batches: Tensor) -> float:
+    """Mean loss of the last ten steps, after one step of AdamW for each batch [rows, T + 1]."""
+    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=0.01), []
+    for ids_BT in batches:
+        loss = model(ids_BT[:, :-1], ids_BT[:, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return float(np.mean(losses[-10:]))
+
+
 def activations() -> tuple[pd.DataFrame, str]:
     """Is plain ReLU worse than ReLU²?
 
@@ -192,17 +204,10 @@ def activations() -> tuple[pd.DataFrame, str]:
         for at in range(2, 33):
             text[..., at] = (text[..., at - 1] + text[..., at - 2]) % 8
         for arm, power in (("ReLU²", 2), ("ReLU", 1)):
-            model, losses = GPT(config, seed=seed), []
+            model = GPT(config, seed=seed)
             mlp = model.blocks[0].mlp
             mlp.forward = lambda x_BTD, mlp=mlp, power=power: mlp.down(mlp.up(x_BTD).relu() ** power)
-            optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-            for ids_BT in text:
-                loss = model(ids_BT[:, :-1], ids_BT[:, 1:])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                losses.append(loss.item())
-            rows.append({"arm": arm, "seed": seed, "bits_per_byte": np.mean(losses[-10:])})
+            rows.append({"arm": arm, "seed": seed, "bits_per_byte": last_loss(model, text)})
     return pd.DataFrame(rows), "worse"
 
 
@@ -375,16 +380,9 @@ def my_experiment() -> tuple[pd.DataFrame, str]:
         torch.manual_seed(seed)
         steps = torch.where(torch.rand(60, 8, 33) < 0.25, torch.randint(64, (60, 8, 33)), 1)
         for arm, std in (("std 1/(2·D)", 1 / 64), ("std 1", 1.0)):
-            model, losses = GPT(config), []
+            model = GPT(config)
             torch.nn.init.normal_(model.wte.weight, std=std)
-            optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-            for ids_BT in steps.cumsum(-1) % 64:
-                loss = model(ids_BT[:, :-1], ids_BT[:, 1:])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                losses.append(loss.item())
-            rows.append({"arm": arm, "seed": seed, "bits_per_byte": np.mean(losses[-10:])})
+            rows.append({"arm": arm, "seed": seed, "bits_per_byte": last_loss(model, steps.cumsum(-1) % 64)})
     return pd.DataFrame(rows), "worse"
 
 
