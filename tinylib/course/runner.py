@@ -97,7 +97,7 @@ def execute(path: Path, kept: Path, environment: Mapping[str, str]) -> NotebookN
 
 
 def closing_table(profile: Profile) -> pd.DataFrame:
-    """Parameters and their split, characters per token, bits per byte and speed of the runs, a column a run."""
+    """Size, characters per token of the training text, bits per byte and speed of the runs, a column a run."""
     import pandas as pd
 
     from tinylib.shards import Shards
@@ -112,7 +112,7 @@ def closing_table(profile: Profile) -> pd.DataFrame:
         table[run.name] = {
             "parameters": f"{counts.total:,}",
             "wte / blocks / lm_head, %": " / ".join(f"{percent:.1f}" for percent in counts.split.values()),
-            "characters per token": "" if shards.packed else f"{shards.characters / shards.tokens:.2f}",
+            "characters per token, training text": "" if shards.packed else f"{shards.characters / shards.tokens:.2f}",
             "training tokens": f"{summary.tokens:,}",
             "validation bits per byte": f"{summary.val_bpb:.3f}" + " (answers)" * bool(shards.packed),
             "tokens/s": f"{summary.tokens_per_s:,.0f}"}
