@@ -158,9 +158,9 @@ def least_loss(vocab_size: int, softcap: float) -> float:
     return math.log1p((vocab_size - 1) * math.exp(-2 * softcap))
 
 
-def nearest_orthogonal(gradient_MN: Tensor) -> Tensor:
+def nearest_orthogonal(gradient_RC: Tensor) -> Tensor:
     """Keep the directions of the gradient and forget how strong each is: U·S·Vᵀ becomes U·Vᵀ."""
-    u, _, vt = torch.linalg.svd(gradient_MN, full_matrices=False)
+    u, _, vt = torch.linalg.svd(gradient_RC, full_matrices=False)
     return u @ vt
 
 

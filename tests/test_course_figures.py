@@ -227,7 +227,7 @@ def test_rank_rows_take_each_row_of_the_batch_once():
         bars = [bar for bar in axes.patches if round(bar.get_y() + bar.get_height() / 2) == place]
         assert [(bar.get_x(), bar.get_width()) for bar in bars] == [(0, 8), (8, 8), (16, 8), (24, 8)]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["1 process", "2 processes", "4 processes"]
-    assert {"rank 0\nstep 4", "rank 1\nstep 2", "rank 3\nstep 1"} <= words(axes.figure)
+    assert {"rank 0\nmicro 4", "rank 1\nmicro 2", "rank 3\nmicro 1"} <= words(axes.figure)
 
 
 def test_schedules_are_those_of_the_optimizer():

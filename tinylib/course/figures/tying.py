@@ -68,7 +68,7 @@ def table_geometry(norms: pd.DataFrame, cosines: Mapping[str, np.ndarray]) -> Fi
     colours = {"wte": PARTS["wte"], "lm_head": PARTS["lm_head"], "tied": PALETTE["black"]}
     for name, norm in norms.items():
         left.plot(norm.index, norm / norm.iloc[-1], "o-", color=colours[str(name)], label=name, markersize=4)
-    left.set(xscale="log", xlabel="uses of the token in training", ylabel="median norm, frequent tokens = 1",
+    left.set(xscale="log", xlabel="uses of the token in the training text", ylabel="median norm, frequent tokens = 1",
              ylim=(0, None))
     left.set_title("Size of a row")
     left.legend()
