@@ -26,7 +26,7 @@ test-all: lint
 	$(PYTEST) -m "not network" $(CHECKED)
 
 lab: $(READY)
-	$(BIN)/python -m jupyter lab --notebook-dir notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
+	$(BIN)/python -m jupyter lab --notebook-dir . --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 lint: $(READY)
 	$(BIN)/python -m ruff check $(CHECKED) benchmarks

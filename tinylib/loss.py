@@ -43,10 +43,22 @@ def cross_entropy(x_RD: Tensor, table_VD: Tensor, y_R: Tensor, cap: float | None
     chunk_rows = min(chunk_rows or sizing.chunk_rows(table_VD.shape[0], _gpu_bytes(x_RD.device)), len(x_RD))
     if reduction == "none":
         chunks = zip(x_RD.split(chunk_rows), y_R.split(chunk_rows), strict=True)
-        return torch.cat([F.cross_entropy(softcap(F.linear(x, table_VD.to(x.dtype)).float(), cap), y, ignore_index=-1,
-                                          reduction="none") for x, y in chunks])
+        return torch.cat([_row_losses(F.linear(x, table_VD.to(x.dtype)), y, cap) for x, y in chunks])
     total = _ChunkedLoss.apply(x_RD, table_VD, y_R, cap, chunk_rows, kernel or softcap_cross_entropy_fwd_bwd)
     return total if reduction == "sum" else total / (y_R >= 0).sum()
+
+
+def _row_losses(logits_RV: Tensor, y_R: Tensor, cap: float | None) -> Tensor:
+    if cap is None or torch.is_grad_enabled() or logits_RV.device.type != "cpu":
+        capped_RV = softcap(logits_RV.float(), cap)
+    else:
+        capped_RV = _tanh(logits_RV, cap).mul_(cap)
+    return F.cross_entropy(capped_RV, y_R, ignore_index=-1, reduction="none")
+
+
+def _tanh(logits_RV: Tensor, cap: float) -> Tensor:
+    """tanh(logits / cap) in float32, from exp, because CPUs vectorize exp; autograd can't follow it."""
+    return (logits_RV.float() * (2 / cap)).exp_().add_(1).reciprocal_().mul_(-2).add_(1)
 
 
 def _gpu_bytes(device: torch.device) -> int | None:
@@ -88,16 +100,16 @@ def softcap_cross_entropy_fwd_bwd(logits_RV: Tensor, y_R: Tensor, cap: float | N
     """Summed cross-entropy (float32) of raw logits, and its gradient [R, V] with respect to them.
 
     With z = cap·tanh(logits / cap) the gradient is (softmax(z) - onehot(y))·(1 - tanh²).  Logits with a small cap are
-    bounded, so the exponentials need no maximum subtracted; otherwise it is the row's.  tanh is computed from exp,
-    because CPUs vectorize exp.  Two tensors of the size of the logits are allocated and changed in place.  The casts
-    from and to the precision of the logits are inside, so that the compiler fuses them.
+    bounded, so the exponentials need no maximum subtracted; otherwise it is the row's.  Two tensors of the size of the
+    logits are allocated and changed in place.  The casts from and to the precision of the logits are inside, so that
+    the compiler fuses them.
     """
     counts_R1 = (y_R >= 0).unsqueeze(1)
     index_R1 = y_R.clamp(min=0).unsqueeze(1)
     if cap is None:
         z_RV, slope_RV = logits_RV - logits_RV.amax(1, keepdim=True).float(), None
     else:
-        tanh_RV = (logits_RV.float() * (2 / cap)).exp_().add_(1).reciprocal_().mul_(-2).add_(1)
+        tanh_RV = _tanh(logits_RV, cap)
         z_RV, slope_RV = tanh_RV * cap, tanh_RV.square_().neg_().add_(1)
         if cap > 50:
             z_RV.sub_(z_RV.amax(1, keepdim=True))
