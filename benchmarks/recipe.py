@@ -6,7 +6,7 @@
 Each recipe first trains for some steps, untimed, to be compiled and to show its rate; that rate says how many steps fit
 the time, and its schedule ends there.  With `--tokens` all read as many, which is the same time where their rates are
 the same, also on a busy machine.  Recipes take turns seed by seed.  Differences to the first recipe are paired by
-seed; their 95 % interval is Student's.  `--tying` sweeps what one table for two jobs must choose: the std of its first
+seed; their 95% interval is Student's.  `--tying` sweeps what one table for two jobs must choose: the std of its first
 values, its learning rate, the precision of its products.
 """
 

@@ -197,7 +197,7 @@ def paper() -> dict[str, dict[str, float]]:
             share = talk_s / (compute_s + talk_s)
             found[f"{name}, {label}"] = {"compute_s": compute_s, "communication_s": talk_s, "share": share}
             print(f"{name + ', ' + label:<42}computing {1000 * compute_s:>7.2f} ms, communicating "
-                  f"{1000 * talk_s:>7.2f} ms: {100 * share:>3.0f} % of a step without overlap")
+                  f"{1000 * talk_s:>7.2f} ms: {100 * share:>3.0f}% of a step without overlap")
     return found
 
 

@@ -218,7 +218,7 @@ def report(ledger: Ledger, others: list[str], roof: str, tokens: int, total: int
              for part, take in parts.items()}
     found["sum, norm, clip, zero"] = 1 - sum(found.values())
     for part, share in found.items():
-        print(f"  {part:<26}{100 * share:>7.2f} %")
+        print(f"  {part:<26}{100 * share:>7.2f}%")
     return {"tokens_per_s": rates, "of_roofline": shares, "whole_of_alone": of_alone, "of_step": found}
 
 

@@ -274,7 +274,7 @@ SOLUTIONS["04.5"] = tokens_until
 
 
 def paired_interval(ours: np.ndarray, theirs: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
-    """Draw documents with replacement, both models' bits of the same ones; the middle 95 % of the differences."""
+    """Draw documents with replacement, both models' bits of the same ones; the middle 95% of the differences."""
     drawn = np.random.default_rng(0).integers(len(sizes), size=(2000, len(sizes)))
     differences = (ours - theirs)[drawn].sum(1) / sizes[drawn].sum(1)
     low, high = np.quantile(differences, [0.025, 0.975])

@@ -122,8 +122,13 @@ def test_text_is_wrapped_and_colored_by_its_bits():
     assert placed == [("ab", (0, 0)), ("cd↵", (2, 0)), (r"\$e", (0, 1)), ("↵", (2, 1)), ("f", (0, 2))]
     red = [bar.get_facecolor()[2] for bar in axes.patches]    # less blue is a darker orange
     assert red[0] > red[3] == red[4] > red[1] == red[2]
+    assert [text.get_color() for text in axes.texts] == ["black", "white", "white", "black", "black"]
     narrow = figures.text_by_surprise(["abc", "def"], [1, 1], columns=5).axes[0]
     assert [text.get_position() for text in narrow.texts] == [(0, 0), (0, 1)]
+    figure = figures.text_by_surprise(["x" * 88], [1])
+    figure.draw_without_rendering()
+    box = figure.axes[0].patches[0].get_window_extent()
+    assert figure.axes[0].texts[0].get_window_extent().width == pytest.approx(box.width, rel=0.01)
 
 
 def test_the_figures_of_cuts_and_costs_draw_what_they_are_given():
@@ -154,6 +159,15 @@ def test_accuracy_is_filled_where_its_interval_excludes_chance():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["sure", "even", "reverse"]
 
 
+def test_of_many_tasks_the_ends_and_agreement_are_shown():
+    names = [f"task_{place}" for place in range(40)]
+    names[20] = "regular_plural_subject_verb_agreement_1"
+    table = pd.DataFrame({"accuracy": np.linspace(1, 0, 40), "low": 0.0, "high": 1.0, "chance": 0.5}, index=names)
+    axes, = figures.accuracy_and_chance({"BLiMP": table}).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == names[:12] + names[20:21] + names[-12:]
+    assert axes.get_title(loc="left") == "BLiMP, 25 of 40"
+
+
 def test_the_figures_of_tying_draw_what_they_are_given():
     start = pd.DataFrame({"loss": [10.1, 22.3], "repeats": [0.95, 0.0004]}, index=[0.04, 0.8])
     left, right = figures.tied_start(start, uniform=10.11, marks={"1/√D": 0.04}).axes
@@ -182,6 +196,10 @@ def test_the_figures_of_the_records_draw_every_run():
     runs = pd.DataFrame({"depth": [1, 1, 4], "bits_per_byte": [2.0, 2.2, 1.9]})
     axes, = figures.arms_over({"all": runs}, "depth", "layers", reference=4).axes
     assert axes.lines[0].get_ydata() == pytest.approx([2.1, 1.9]) and list(axes.lines[1].get_ydata()) == [2.0, 2.2, 1.9]
+
+    crowd = pd.DataFrame({"depth": [768, 8_448, 8_800], "bits_per_byte": [2.0, 2.2, 1.9]})
+    few, many = figures.arms_over({"few": runs, "many": crowd}, "depth", "layers", reference=4).axes
+    assert [axes.get_xticklabels()[0].get_rotation() for axes in (few, many)] == [0, 45]
 
     unseen = pd.DataFrame({"size": ["nano", "micro"], "predicted": [2.0, 1.8], "half": [0.1, 0.2],
                            "bits_per_byte": [2.1, 1.7]})
@@ -219,6 +237,7 @@ def test_price_by_kind_has_a_bar_for_each_tokenizer():
     figure = figures.price_by_kind(table)
     assert [bar.get_height() for bar in figure.axes[0].patches] == [4.0, 1.5, 2.0, 1.0]
     assert legend(figure) == ["ours", "small"]
+    assert figures.price_by_kind(table[table.tokenizer == "ours"]).axes[0].get_legend() is None
 
 
 def test_rank_rows_take_each_row_of_the_batch_once():

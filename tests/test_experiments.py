@@ -270,7 +270,7 @@ def test_arms_with_other_rates_have_lines_of_their_own(tiny):
 def test_steps_are_timed_on_an_idle_machine_only(tiny, monkeypatch):
     path = tiny(('"one", "two", "more"', '"one", "two"'))
     monkeypatch.setattr("psutil.cpu_percent", lambda interval: 50)
-    with pytest.raises(UserError, match="other processes use 50 % of the cores"):
+    with pytest.raises(UserError, match="other processes use 50% of the cores"):
         experiments.time_steps(path)
     monkeypatch.setattr("psutil.cpu_percent", lambda interval: 5)
     found = experiments.time_steps(path)

@@ -57,7 +57,7 @@ def test_its_intervals_hold_for_shapes_that_it_has_not_seen():
     for seed in range(2):
         means = law.unseen(made(noise=0.01, seed=seed)).groupby(["size", "arm", "budget"]).mean(numeric_only=True)
         caught += list(np.abs(means["bits_per_byte"] - means["predicted"]) < means["half"])
-    assert 0.88 < np.mean(caught) < 1    # 95 % of means over two seeds, if all is right
+    assert 0.88 < np.mean(caught) < 1    # 95% of means over two seeds, if all is right
 
 
 def test_a_size_left_out_is_predicted_with_a_wider_interval():

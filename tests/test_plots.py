@@ -115,8 +115,8 @@ def test_split_draws_the_computed_parts():
         assert drawn == pytest.approx([getattr(sizing.parameters(config), part) / 1e6 for config in shapes.values()])
     ends = [bar.get_x() + bar.get_width() for bar in axes.containers[-1]]
     assert ends == pytest.approx([sizing.parameters(config).total / 1e6 for config in shapes.values()])
-    assert {"86 %", "1.88B", "25.2M"} <= words(figure)
-    assert {"50 %", "25.2M"} == words(plots.parameter_split({"tied": GPTConfig(tied=True)})) - {""}
+    assert {"86%", "1.88B", "25.2M"} <= words(figure)
+    assert {"50%", "25.2M"} == words(plots.parameter_split({"tied": GPTConfig(tied=True)})) - {""}
 
 
 def test_a_relative_split_has_bars_of_one_length():
@@ -208,6 +208,11 @@ def test_memory_marks_what_does_not_fit():
     figure = plots.memory_parts(CASES, device="H100")
     assert list(figure.axes[0].lines[0].get_xdata()) == [80, 80] and "H100: 80 GB" in words(figure)
     too_much = [text for text in words(figure) if text.endswith("too much")]
+    figure.draw_without_rendering()
+    line = figure.axes[0].transData.transform((80, 0))[0]
+    ends = [text for text in figure.axes[0].texts if "GB" in text.get_text() and ":" not in text.get_text()]
+    boxes = [text.get_window_extent() for text in ends]
+    assert len(boxes) == len(CASES) and not any(box.x0 <= line <= box.x1 for box in boxes)
     assert too_much == [f"{CASES['micro-batch 16'].total / 1e9:.0f} GB, too much"]
     with pytest.raises(ConfigError, match="device='H1' is not a choice: use B200"):
         plots.memory_parts(CASES, device="H1")
@@ -230,3 +235,10 @@ def test_paired_differences_draw_seeds_mean_and_interval():
     bar, seeds, mean = plots.paired_differences(differences, {"tied − untied": (-0.05, 0.45)}).axes[0].lines[:3]
     assert list(bar.get_xdata()) == [-0.05, 0.45] and list(seeds.get_xdata()) == [0.1, 0.2, 0.3]
     assert mean.get_xdata()[0] == pytest.approx(0.2)
+
+
+def test_arm_differences_name_their_marks_and_blocks():
+    block = (pd.DataFrame({"tied": [0.1, 0.2]}), pd.DataFrame({"low": [0.0], "high": [0.3]}, index=["tied"]))
+    figure = plots.arm_differences({"depth-quarter": block, "tying, English": block})
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["Depth, a quarter of the FLOPs", "Tying, English"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["95% interval", "a seed", "mean"]

@@ -162,7 +162,7 @@ def test_every_number_of_a_line_is_so(keywords):
         line = sizing.describe(row, found)
         assert len(line) <= 90 and "\n" not in line
         if not rank:
-            assert f"{row.blocks_percent:.2f} %" in line and f"{row.off_percent:+.2f} %" in line
+            assert f"{row.blocks_percent:.2f}%" in line and f"{row.off_percent:+.2f}%" in line
             continue
         place, label, changes = re.fullmatch(r"(dominated by|front; against) (.*): (.*)", line).groups()
         other = rows[label]
@@ -212,7 +212,7 @@ def test_the_grid_is_never_made_whole():
     ({"total": 0}, "total=0 is not a number from 1 to 10000000000000: use 1"), ({"total": "38e6"}, "a number from 1"),
     ({"total": None}, "a number from 1"), ({"total": math.nan}, "a number from 1"), ({"total": True}, "total=True is"),
     ({"total": math.inf}, "use 10000000000000"), ({"total": 10**400}, "use 10000000000000"), ({"total": [1]}, "[1]"),
-    ({"tolerance": -0.1}, "use 0"), ({"tolerance": 2}, "tolerance=2 is not a number from 0 to 1 (0.02 is 2 %): use 1"),
+    ({"tolerance": -0.1}, "use 0"), ({"tolerance": 2}, "tolerance=2 is not a number from 0 to 1 (0.02 is 2%): use 1"),
     ({"blocks_percent": 0}, "use 0.1"), ({"blocks_percent": 100}, "use 99.9"), ({"blocks_percent": ""}, "from 0.1 to"),
     ({"max_depth": 2}, "max_depth=2 is below min_depth=3: use max_depth=3 or more"),
     ({"max_depth": 10**9}, "use 100000 or less"), ({"min_depth": 2.5}, "use 2 or 3"), ({"min_depth": None}, "use 1"),

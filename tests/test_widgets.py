@@ -38,7 +38,7 @@ def test_the_panel_says_what_sizing_says(explorer):
     explorer.config = config
     count, lines = sizing.parameters(config), explorer.lines
     for part in ("wte", "blocks", "lm_head"):
-        assert lines[part].startswith(f"{getattr(count, part):,} · {count.split[part]:.2f} %")
+        assert lines[part].startswith(f"{getattr(count, part):,} · {count.split[part]:.2f}%")
     assert lines["parameters"] == f"{count.total:,} · {count.total_tied:,} tied, {count.total_untied:,} untied"
     assert lines["KV cache"].startswith(f"{2 * 7 * 1024 * 480 * 4 / 1e6:.1f} MB")
     plan = sizing.plan(config, device="H100")

@@ -160,7 +160,7 @@ def by_document(model: GPT, tokenizer: Tokenizer, documents: Sequence[Document],
 
 
 def by_group(documents: pd.DataFrame, column: str | Callable[[int], str]) -> pd.DataFrame:
-    """Bits per byte of each group of a table of `by_document`, with its 95 % interval over documents; largest first.
+    """Bits per byte of each group of a table of `by_document`, with its 95% interval over documents; largest first.
 
     A group of one document has the interval of 0 to infinity.
     """
@@ -190,7 +190,7 @@ def _document_windows(tokenizer: Tokenizer, texts: Sequence[str], seq_len: int,
 
 
 def bootstrap(bits: Sequence[float], sizes: Sequence[float]) -> tuple[float, float]:
-    """Bootstrap 95 % confidence interval of Σ bits / Σ sizes over documents, from 2000 samples.
+    """Bootstrap 95% confidence interval of Σ bits / Σ sizes over documents, from 2000 samples.
 
     Source: Efron 1979, https://doi.org/10.1214/aos/1176344552; the percentile method.
 
@@ -204,7 +204,7 @@ def bootstrap(bits: Sequence[float], sizes: Sequence[float]) -> tuple[float, flo
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Student's t 95 % confidence interval of the mean of a few `values`, such as one per seed.
+    """Student's t 95% confidence interval of the mean of a few `values`, such as one per seed.
 
     Raises ValueError for fewer than two values.
 

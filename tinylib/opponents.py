@@ -42,7 +42,7 @@ def against(bits: Sequence[float], baselines: Mapping[str, np.ndarray], sizes: S
     """Compare a model's `bits` of documents of `sizes` bytes with `baselines`, paired: one row per baseline.
 
     Columns, in bits per byte: `bits_per_byte` of the baseline; `difference`, the model less the baseline, with `low`
-    and `high` of its 95 % interval, by bootstrap over documents, or by Student's t over groups of them.
+    and `high` of its 95% interval, by bootstrap over documents, or by Student's t over groups of them.
 
     >>> against([8, 8], {"uniform": np.array([16, 24])}, [2, 2])
              bits_per_byte  difference  low  high

@@ -76,7 +76,7 @@ def _predicted(found: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     least = found.loc[[found["predicted"].idxmin()]]
     level, step = (column[0] for column in _predictions(least).values())
     depth, dim, vocab_size = least.iloc[0][["depth", "dim", "vocab_size"]]
-    return found, ["", f"Predicted at {flops:.3g} FLOPs by a law fitted to {fitted.runs} small runs; ± is 95 %.",
+    return found, ["", f"Predicted at {flops:.3g} FLOPs by a law fitted to {fitted.runs} small runs; ± is 95%.",
                    f"Lowest of all: {depth} × {dim}, V {vocab_size:,}, {level} bits per byte, {step} to the first row."]
 
 
@@ -102,7 +102,7 @@ def _hardware(elsewhere: pd.DataFrame) -> str:
     """Devices as rows: what each is, and the plan on it."""
     columns = {"peak, TFLOP/s": ("TFLOP/s", "{:,.0f}".format), "memory, GB": ("memory", "{:.0f} GB".format),
                "USD an hour": ("an hour", "${:.2f}".format), "micro-batch": ("micro-batch", str),
-               "accumulation": ("accumulation", "{:.0f}".format), "MFU, %": ("MFU", "{:.1f} %".format),
+               "accumulation": ("accumulation", "{:.0f}".format), "MFU, %": ("MFU", "{:.1f}%".format),
                "step, s": ("step", tables.duration), "hours": ("training", lambda hours: tables.duration(3600 * hours)),
                "USD": ("cost", "${:,.2f}".format)}
     return elsewhere.astype(object).to_string(

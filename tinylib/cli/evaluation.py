@@ -154,5 +154,5 @@ def _benchmarks(facts: dict[str, Any], model: GPT, tokenizer: Tokenizer,
         facts[name] = {"centered": mean, "low": low, "high": high, "skipped": table.attrs["skipped"],
                        "tasks": table.reset_index(names="task").to_dict("records")}
         blocks.append(f"{table.to_string(float_format='{:.3f}'.format)}{skipped}\n\n{name}: mean of centered accuracy "
-                      f"{mean:.4f}, 95 % interval {low:.4f} to {high:.4f}")
+                      f"{mean:.4f}, 95% interval {low:.4f} to {high:.4f}")
     return Result(facts, "\n\n".join(blocks))

@@ -75,7 +75,7 @@ def _table(comparison: Comparison) -> str:
     rows = [{f"{'arm':<{width}}": f"{arm:<{width}}", "seeds": f"{row['seeds']:.0f}",
              "bits per byte": f"{row['mean']:.4f}",
              "difference": "" if arm == comparison.reference else f"{row['difference']:+.4f}",
-             "95 % interval": "" if pd.isna(row["low"]) else f"{row['low']:+.4f} to {row['high']:+.4f}"}
+             "95% interval": "" if pd.isna(row["low"]) else f"{row['low']:+.4f} to {row['high']:+.4f}"}
             for arm, row in compared.iterrows()]
     noise, df = compared.attrs["noise"], compared.attrs["df"]
     lines = [f"{_title(comparison)}; {comparison.flops:.3g} FLOPs a run; text {comparison.text}",

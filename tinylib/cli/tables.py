@@ -36,7 +36,7 @@ FORMATS: tuple[tuple[str, Callable[[Any], str]], ...] = (
     (r"bytes(_|$)", size), (r"flops(_|$)", lambda value: quantity(value, "FLOP")),
     (r"_per_s$", "{:,.0f}".format), (r"(^|_)(s|seconds)$", duration),
     (r"(loss|bpb|per_byte|norm|low|high)$", "{:.3f}".format), (r"mfu$", "{:.1%}".format),
-    (r"percent$", "{:.1f} %".format))
+    (r"percent$", "{:.1f}%".format))
 """Units by the end of a fact's name, the first that fits."""
 
 

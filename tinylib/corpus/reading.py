@@ -42,7 +42,7 @@ class Document:
 
     @property
     def kind(self) -> str:
-        """Kind of text, by the share of letters, spaces and .,;' in it: prose from 96 %, code below 90 %, else mixed.
+        """Kind of text, by the share of letters, spaces and .,;' in it: prose from 96%, code below 90%, else mixed.
 
         >>> Document("a", "A sentence, and another.").kind, Document("b", "f(x) = 2 * (x + 1)").kind
         ('prose', 'code')

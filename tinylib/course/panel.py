@@ -23,7 +23,7 @@ def figures(config: GPTConfig, device: str = "H100", nproc_per_node: int = 1) ->
     ('blocks 0.43 points over a third', 'extremist: its depth, width and vocabulary')
     """
     sheet = sizing.sheet(config)
-    lines = {part: f"{sheet[part]:,} · {sheet[f'{part}_percent']:.2f} %" for part in PARTS}
+    lines = {part: f"{sheet[part]:,} · {sheet[f'{part}_percent']:.2f}%" for part in PARTS}
     lines["blocks"] += f" · {sheet['per_layer']:,} a layer"
     if config.tied:
         lines["lm_head"] = "the same table as wte"
@@ -94,7 +94,7 @@ def panel_html(config: GPTConfig, lines: Mapping[str, str]) -> str:
     shares = {part: share for part, share in sizing.parameters(config).split.items() if share}
     bar = "".join(f'<td width="{share:.2f}%" bgcolor="{PARTS[part]}" style="padding:3px 0;border:0;overflow:hidden;'
                   f'text-align:center;color:{"black" if part == "wte" else "white"}">'
-                  f'{f"{part} {share:.0f} %" if share > 12 else ""}</td>' for part, share in shares.items())
+                  f'{f"{part} {share:.0f}%" if share > 12 else ""}</td>' for part, share in shares.items())
     squares = {part: f'<span style="color:{colour}">■</span> ' for part, colour in PARTS.items()}
     cell = "padding:0 12px 0 0;border:0;text-align:left;vertical-align:top;line-height:1.5"
     rows = "".join(f'<tr><td style="{cell};white-space:nowrap">{squares.get(name, "")}{html.escape(name)}</td>'

@@ -65,9 +65,11 @@ class Talk:
 
     def _page(self) -> str:
         """The transcript as HTML; what the model says is escaped."""
-        look = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.5;padding-left:8px;border-left:4px"
-        rows = "".join(f'<div style="{look} solid {"#0072B2" if message["role"] == "user" else "#767676"}">'
-                       f'{html.escape(message["content"]) or "…"}</div>' for message in self.chat.messages)
+        look = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.5;padding:4px 8px;border-left:4px solid"
+        speakers = {"user": ("you", "#0072B2"), "assistant": ("model", "#767676")}
+        turns = [(*speakers[message["role"]], html.escape(message["content"]) or "…") for message in self.chat.messages]
+        rows = "".join(f'<b>{who}</b><div style="{look} {colour};margin-bottom:4px">{text}</div>'
+                       for who, colour, text in turns)
         return f'<div style="max-width:640px">{rows}</div>'
 
     def _ipython_display_(self) -> None:

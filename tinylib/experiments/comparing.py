@@ -37,7 +37,7 @@ def differences(table: pd.DataFrame, reference: str) -> pd.DataFrame:
 def compare(table: pd.DataFrame, reference: str) -> pd.DataFrame:
     """Arms against `reference` in bits per byte: a row an arm; `table` has a row a run (arm, seed, bits_per_byte).
 
-    Columns: `seeds`; `mean`; `difference` to the reference, `low` and `high` of its 95 % interval, which hold for all
+    Columns: `seeds`; `mean`; `difference` to the reference, `low` and `high` of its 95% interval, which hold for all
     arms together.  The model is arm + seed + noise, so that differences are paired within a seed and the noise is
     pooled over all arms; `attrs` has its standard deviation `noise` and the degrees of freedom `df`.  Runs that are
     still missing make intervals wider; without degrees of freedom there are none (NaN).  Of a single arm `noise` is the
@@ -76,7 +76,7 @@ def compare(table: pd.DataFrame, reference: str) -> pd.DataFrame:
 
 
 def quantile(spread: np.ndarray, df: int) -> float:
-    """The two-sided 95 % quantile of the largest |t| of estimates with covariance `spread` and a common variance.
+    """The two-sided 95% quantile of the largest |t| of estimates with covariance `spread` and a common variance.
 
     With the correlations 1/2 of equally many runs it is Dunnett's:
 

@@ -64,7 +64,7 @@ class Block:
     least: float = 0.005
     """Least difference in bits per byte that counts, whatever its interval."""
     equal_size: bool = False
-    """Whether the arms are claimed to have equally many parameters, within 2 %."""
+    """Whether the arms are claimed to have equally many parameters, within 2%."""
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,7 @@ def _unequal(description: Description) -> Iterator[str]:
     for name, block in description.blocks.items():
         totals = {trial.arm: sizing.parameters(trial.config.model).total for trial in description.block_trials(block)}
         wanted = totals[block.reference or block.arms[0]]
-        yield from (f"block {name}: arm {arm} has {total:,} parameters, more than 2 % from the reference's {wanted:,}: "
+        yield from (f"block {name}: arm {arm} has {total:,} parameters, more than 2% from the reference's {wanted:,}: "
                     "change its shape, or leave out equal_size" for arm, total in totals.items()
                     if block.equal_size and abs(total / wanted - 1) > 0.02)
 

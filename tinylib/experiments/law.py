@@ -56,7 +56,7 @@ class Law:
     def predict(self, shapes: pd.DataFrame, flops: float) -> pd.DataFrame:
         """Bits per byte of each shape after `flops`, as a mean over seeds, and its difference to that of the first.
 
-        `shapes` has the columns of `sizing.search`.  Returns `predicted`, `half` of its 95 % interval, `difference` and
+        `shapes` has the columns of `sizing.search`.  Returns `predicted`, `half` of its 95% interval, `difference` and
         `difference_half`.  The intervals hold if the law's form does, and far from the records' sizes nothing tests it.
         What shapes of one size have in common cancels in their difference, so that its interval is narrower.
         """

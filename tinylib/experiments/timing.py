@@ -32,7 +32,7 @@ def time_steps(name: str | Path, *, corpus: str | None = None) -> dict[str, floa
     description = describe(name)
     busy = psutil.cpu_percent(interval=2)
     if busy > BUSY:
-        raise UserError(f"other processes use {busy:.0f} % of the cores: time the steps when they use {BUSY} % or less")
+        raise UserError(f"other processes use {busy:.0f}% of the cores: time the steps when they use {BUSY}% or less")
     arms = {trial.base: trial for trial in description.trials() if trial.arm == trial.base}
     source = Source(description, corpus)
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}

@@ -187,7 +187,7 @@ class View:
                     return
 
     def _show_panel(self, snapshots: Sequence[Snapshot]) -> None:
-        look = "padding:0 28px 0 0;border:0;text-align:left;vertical-align:top"
+        look = "padding:0 22px 0 6px;border:0;text-align:left;vertical-align:top"
         cells = "".join(f'<td style="{look}"><pre style="margin:0;line-height:1.5">{snapshot.html()}</pre></td>'
                         for snapshot in snapshots)
         panel = {"text/html": f'<table style="margin:0;border-spacing:0"><tr>{cells}</tr></table>',

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from tinylib.checks import check_choice, raise_if
 from tinylib.config import GPTConfig
 from tinylib.hardware import ACCELERATORS
-from tinylib.plots.style import PALETTE, PAPER, PARTS, Figure, canvas, human, ink, style
+from tinylib.plots.style import PALETTE, PARTS, Figure, canvas, human, ink, note, style
 from tinylib.sizing import Memory, flops_by_part, layers, parameters
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def parameter_split(configs: Mapping[str, GPTConfig], relative: bool = False) ->
     counts = [parameters(config) for config in configs.values()]
     sizes = [count.split if relative else {part: getattr(count, part) / 1e6 for part in PARTS} for count in counts]
     _stacked_bars(axes, configs, {part: np.array([size[part] for size in sizes]) for part in PARTS}, _COLOURS,
-                  lambda size, whole: f"{100 * size / whole:.0f} %", [human(count.total) for count in counts])
+                  lambda size, whole: f"{100 * size / whole:.0f}%", [human(count.total) for count in counts])
     axes.set_xlabel("share of the parameters, %" if relative else "parameters, millions")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=len(PARTS))
     return figure
@@ -92,7 +92,7 @@ def _layer_bars(axes: Axes, sizes: pd.Series, depth: int, scores: int, no_head: 
         axes.bar(at, sizes[part] / 1e6, color=_COLOURS[part], label=part)
         texts.append((at, sizes[part], sizes[part], "", nothing))
     for at, height, size, name, nothing in texts:
-        axes.annotate(f"{name}{100 * size / sizes.sum():.0f} %" if size else nothing, (at, height / 1e6), xytext=(0, 3),
+        axes.annotate(f"{name}{100 * size / sizes.sum():.0f}%" if size else nothing, (at, height / 1e6), xytext=(0, 3),
                       textcoords="offset points", ha="center", va="bottom", fontsize=8, rotation=0 if size else 90)
     axes.grid(axis="x", visible=False)
     axes.set_ylim(0, 1.18 * max(sizes["wte"], sizes["lm_head"], block) / 1e6)
@@ -117,7 +117,7 @@ def memory_parts(cases: Mapping[str, Memory], device: str | None = None) -> Figu
     ends = [f"{_digits(case.total / size)} {unit}{', too much' * (room is not None and case.total > room)}"
             for case in cases.values()]
     _stacked_bars(axes, cases, {part: sizes for part, sizes in parts.items() if any(sizes)}, _MEMORY,
-                  lambda part, _: _digits(part), ends, reach=1.06 * (room or 0) / size)
+                  lambda part, _: _digits(part), ends, line=(room or 0) / size)
     if room is not None:
         axes.axvline(room / size, color=PALETTE["black"], linewidth=1.4, linestyle="--")
         axes.annotate(f"{device}: {room / size:g} {unit}", (room / size, 1), xycoords=("data", "axes fraction"),
@@ -138,24 +138,26 @@ def _digits(value: float) -> str:
 
 
 def _stacked_bars(axes: Axes, names: Collection[str], parts: Mapping[str, Sequence[float]], colours: Mapping[str, str],
-                  inside: Callable[[float, float], str], ends: Sequence[str], reach: float = 0) -> None:
+                  inside: Callable[[float, float], str], ends: Sequence[str], line: float = 0) -> None:
     """Horizontal stacked bars: one bar a name from top to bottom, one segment a part, the text of `ends` behind each.
 
-    `inside(size, whole)` is the text in a segment of a bar of size `whole`; a segment too narrow for it has none.  The
-    axis covers at least 0 to `reach`.
+    `inside(size, whole)` is the text in a segment of a bar of size `whole`; a segment too narrow for it has none.  A
+    text that would cross a vertical line at `line` stands behind it.
     """
     whole = np.sum([np.asarray(sizes, float) for sizes in parts.values()], axis=0)
-    end = max([reach, *(size / (1 - _CHARACTER * (len(text) + 1)) for size, text in zip(whole, ends, strict=True))])
+    widths = _CHARACTER * np.array([len(text) + 1 for text in ends])    # of the texts of `ends`, as a share of the axes
+    end = (np.maximum(whole, line) / (1 - widths)).max()
     left = np.zeros(len(names))
     for part, sizes in parts.items():
         bars = axes.barh(list(names), sizes, left=left, color=colours[part], label=part, height=0.72, edgecolor="white",
                          linewidth=0.4)
         texts = [inside(size, full) for size, full in zip(sizes, whole, strict=True)]
-        axes.bar_label(bars, [text if size > end * _CHARACTER * len(text) else ""
+        axes.bar_label(bars, [text if size > 1.3 * end * _CHARACTER * len(text) else ""
                               for size, text in zip(sizes, texts, strict=True)],
                        label_type="center", fontsize=8, color=ink(colours[part]))
         left = left + sizes
-    axes.bar_label(bars, ends, padding=4, fontsize=8, zorder=3, bbox=PAPER | {"alpha": 1})
+    for place, (text, size, width) in enumerate(zip(ends, whole, widths * end, strict=True)):
+        note(axes, text, line if size < line < size + width else size, place, (4, 0), zorder=3)
     axes.set_xlim(0, end)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)

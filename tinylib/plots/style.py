@@ -27,7 +27,7 @@ Source: Okabe and Ito, Color Universal Design (2008).
 PARTS: dict[str, str] = {"wte": PALETTE["orange"], "blocks": PALETTE["blue"], "lm_head": PALETTE["green"]}
 """Colour of each part of the model, the same in every figure."""
 
-CURVES = [PALETTE[name] for name in ("orange", "blue", "green", "purple", "sky", "yellow", "grey")]
+CURVES = [PALETTE[name] for name in ("orange", "blue", "green", "purple", "sky", "black", "grey")]
 """Colours of curves in order; red is for single points."""
 
 PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6}
@@ -82,13 +82,14 @@ def canvas(columns: int = 1, height_in: float = 3.4, width_in: float = 7.0, rows
     return figure, figure.subplots(rows, columns, **kwargs)
 
 
-def ink(colour: str) -> str:
-    """Colour of a text on a background of `colour`: white or black, by contrast ratio.
+def ink(colour: Any) -> str:
+    """Colour of a text on a background of `colour` (as matplotlib takes it): white or black, by contrast ratio.
 
     >>> ink(PALETTE["blue"]), ink(PALETTE["green"])
     ('white', 'black')
     """
-    return "white" if colour in (PALETTE["blue"], PALETTE["black"]) else "black"
+    linear = [(part / 1.055 + 0.052) ** 2.4 for part in matplotlib.colors.to_rgb(colour)]
+    return "white" if np.dot((0.2126, 0.7152, 0.0722), linear) < 0.179 else "black"
 
 
 def footnote(figure: Figure, text: str) -> None:
@@ -110,7 +111,7 @@ def human(value: float) -> str:
 
 def note(axes: Axes, text: str, x: float, y: float, offset: tuple[float, float] = (0, 0), **how: Any) -> None:
     """Annotate a point: a small text on a white background, `offset` points away from it."""
-    axes.annotate(text, (x, y), xytext=offset, textcoords="offset points", fontsize=8, linespacing=1.0,
+    axes.annotate(text, (x, y), xytext=offset, textcoords="offset points", fontsize=8, linespacing=1.15,
                   **{"ha": "left", "va": "center", "bbox": PAPER, **how})
 
 

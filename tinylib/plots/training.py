@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-_COLOURS = CURVES[1:] + CURVES[:1]
+_COLOURS = [CURVES[1], CURVES[0], *CURVES[2:]]
 _FAINT: dict[str, Any] = {"linewidth": 0.8, "alpha": 0.35}
 """Each point as it is, behind the mean over some of them."""
 
@@ -33,7 +33,7 @@ def training_curves(runs: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], note:
         last = evaluations["val_bpb"].iloc[-1]
         above = last == max(other["val_bpb"].iloc[-1] for _, other in runs.values())
         right.annotate(f"{last:.3f}", (evaluations.index[-1], last), xytext=(6, 2 if above else -8), fontsize=8,
-                       textcoords="offset points", color=colour)
+                       textcoords="offset points")
     longest = max(steps.index[-1] for steps, _ in runs.values())
     _name_axes(left, right)
     left.set(xlim=(0, longest))
@@ -58,10 +58,11 @@ def paired_differences(differences: pd.DataFrame, intervals: Mapping[str, tuple[
 
     `differences` has a row a seed and a column a pair; `intervals` has low and high for each column to draw.
     """
-    figure, axes = canvas(height_in=1.2 + 0.55 * len(intervals))
+    figure, axes = canvas(height_in=1.45 + 0.55 * len(intervals))
     _difference_rows(axes, differences, intervals)
     axes.set_xlabel("difference, bits per byte; left of zero the first is better")
     axes.set_title("Paired differences: same seed, same batches")
+    _name_marks(figure, axes)
     footnote(figure, note)
     return figure
 
@@ -74,12 +75,13 @@ def arm_differences(blocks: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], not
     arm shows the distance of each seed from their mean.
     """
     rows = [max(1, len(differences.columns)) for differences, _ in blocks.values()]
-    figure, panels = canvas(rows=len(blocks), height_in=sum(0.9 + 0.32 * count for count in rows), squeeze=False,
+    figure, panels = canvas(rows=len(blocks), height_in=0.25 + sum(0.9 + 0.32 * count for count in rows), squeeze=False,
                             height_ratios=[0.5 + count for count in rows], sharex=True)
     for axes, (title, (differences, compared)) in zip(panels[:, 0], blocks.items(), strict=True):
         _difference_rows(axes, differences, {arm: tuple(compared.loc[arm, ["low", "high"]]) for arm in differences})
         axes.tick_params(labelbottom=True)
-        axes.set_title(title)
+        axes.set_title(title[:1].upper() + title[1:].replace("-quarter", ", a quarter of the FLOPs"))
+    _name_marks(figure, axes)
     axes.set_xlabel("difference to the reference, bits per byte; left of zero is better")
     footnote(figure, note)
     return figure
@@ -88,13 +90,22 @@ def arm_differences(blocks: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], not
 def _difference_rows(axes: Axes, differences: pd.DataFrame, intervals: Mapping[str, tuple[float, float]]) -> None:
     """A row for each interval, from top to bottom: its bar, a point a seed, a mark at their mean."""
     for place, (name, (low, high)) in enumerate(intervals.items()):
-        axes.plot([low, high], [place, place], color=PALETTE["blue"], linewidth=6, alpha=0.3, solid_capstyle="butt")
-        axes.plot(differences[name], [place] * len(differences), "o", color=PALETTE["blue"], markersize=5)
-        axes.plot(differences[name].mean(), place, "|", color=PALETTE["black"], markersize=18, markeredgewidth=2)
+        axes.plot([low, high], [place, place], color=PALETTE["blue"], linewidth=6, alpha=0.3, solid_capstyle="butt",
+                  label="95% interval")
+        axes.plot(differences[name], [place] * len(differences), "o", color=PALETTE["blue"], markersize=5,
+                  label="a seed")
+        axes.plot(differences[name].mean(), place, "|", color=PALETTE["black"], markersize=18, markeredgewidth=2,
+                  label="mean")
     axes.axvline(0, color=PALETTE["black"], linewidth=1)
     axes.set_yticks(range(len(intervals)), list(intervals))
     axes.set_ylim(len(intervals) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
+
+
+def _name_marks(figure: Figure, axes: Axes) -> None:
+    """A legend of the first row of `_difference_rows`."""
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles[:3], names[:3], loc="outside upper right", ncols=3, markerscale=0.7)
 
 
 class LiveCurves:

@@ -155,7 +155,7 @@ def memory(config: GPTConfig, device_batch_size: int, dtype: Precision = "float3
 
     The loss takes `rows` of logits at a time (None: `chunk_rows` of an 80 GB GPU for bfloat16, of a CPU for float32).
     Every process holds all weights and all optimizer state.  Source: counted; tests compare with the tensors alive in
-    a step, within 15 %.
+    a step, within 15%.
 
     >>> from tinylib.config import PRESETS
     >>> memory(PRESETS["micro"], device_batch_size=8).total // 2**20

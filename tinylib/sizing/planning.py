@@ -170,7 +170,7 @@ class Plan:
             "micro-batch": f"{self.device_batch_size} sequences ({self.largest_batch} would fit{again})",
             "memory of a device": f"{self.memory.total / 1e9:.1f} of {self.accelerator.memory_bytes / 1e9:.0f} GB",
             "accumulation steps": str(self.accumulation_steps),
-            "training FLOPs": f"{self.flops:.4g}", "MFU": f"{100 * self.mfu:.1f} %{assumed}",
+            "training FLOPs": f"{self.flops:.4g}", "MFU": f"{100 * self.mfu:.1f}%{assumed}",
             "step": f"{duration(self.step_s)}, of it communication at least {duration(self.communication_s)}",
             "training": duration(self.train_s), "cost": f"${self.cost_usd:,.2f}"}, name="plan")
 

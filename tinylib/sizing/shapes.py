@@ -107,7 +107,7 @@ def search(total: float = 38e6, head_dim: int = 64, vocab_sizes: int | Sequence[
         checks.check_int("min_depth", min_depth, most=_DEPTH), checks.check_int("max_depth", max_depth, most=_DEPTH),
         checks.check_int("min_dim", min_dim, most=_DIM), checks.check_int("max_dim", widest, most=_DIM),
         checks.check_choice("tied", tied, (True, False)),
-        checks.check_float("tolerance", tolerance, 0, 1, note=" (0.02 is 2 %)"),
+        checks.check_float("tolerance", tolerance, 0, 1, note=" (0.02 is 2%)"),
         None if blocks_percent is None else checks.check_float("blocks_percent", blocks_percent, 0.1, 99.9),
         checks.check_int("context", context, most=_CONTEXT), *_vocabulary_problems(vocab_sizes)])
     vocab_V = np.unique(np.array(list(vocab_sizes) if np.iterable(vocab_sizes) else [vocab_sizes], dtype=np.int64))
@@ -232,7 +232,7 @@ def describe(row: pd.Series, found: pd.DataFrame) -> str:
     dominates = np.flatnonzero((figures <= own).all(1) & (figures < own).any(1))
     other = found.iloc[dominates[0] if len(dominates) else 0]
     if row.name == other.name:
-        return f"first: {row['blocks_percent']:.2f} % in the blocks, {row['off_percent']:+.2f} % off target"
+        return f"first: {row['blocks_percent']:.2f}% in the blocks, {row['off_percent']:+.2f}% off target"
     steps = {"imbalance": row["imbalance"] - other["imbalance"],
              "off": abs(row["off_percent"]) - abs(other["off_percent"])}
     ratios = {"token": row["flops_per_token"] / other["flops_per_token"],

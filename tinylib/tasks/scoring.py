@@ -30,7 +30,7 @@ BATCH_TOKENS = 16_384
 def evaluate(model: GPT, tokenizer: Tokenizer, tasks: Iterable[Task]) -> pd.DataFrame:
     """Accuracy of `model` on each task: a row a task.
 
-    Columns: `kind`, `shots`, `items`, `accuracy`, `low` and `high` (Wilson's 95 % interval), `chance`, `centered`,
+    Columns: `kind`, `shots`, `items`, `accuracy`, `low` and `high` (Wilson's 95% interval), `chance`, `centered`,
     which is (accuracy - chance) / (1 - chance), and `seconds`.  `attrs["items"]` has whether each item was right, by
     task (None: it does not fit the context, and is not counted), and `attrs["skipped"]` what was left out and why.
     """
@@ -63,7 +63,7 @@ def evaluate(model: GPT, tokenizer: Tokenizer, tasks: Iterable[Task]) -> pd.Data
 def compare(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     """Accuracy of `one` less that of `other`, two tables of `evaluate`, paired by item: a row a task that both have.
 
-    Columns: `difference`, `low` and `high` of its 95 % interval over items, and `better`: "one" or "other" where the
+    Columns: `difference`, `low` and `high` of its 95% interval over items, and `better`: "one" or "other" where the
     interval excludes 0, else "".  Raises ValueError where a task has other items in the two.
     """
     import pandas as pd
@@ -80,7 +80,7 @@ def compare(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
 
 
 def mean_centered(table: pd.DataFrame) -> tuple[float, float, float]:
-    """The mean of `centered` over tasks, which is the CORE metric, and its 95 % interval over items."""
+    """The mean of `centered` over tasks, which is the CORE metric, and its 95% interval over items."""
     share, scale = table["accuracy"], 1 - table["chance"]
     half = 1.96 * math.sqrt((share * (1 - share) / table["items"] / scale**2).sum()) / len(table)
     mean = float(table["centered"].mean())

@@ -103,16 +103,16 @@ class Decision:
     """The cheapest, also between the measured sizes."""
     low: int
     high: int
-    """Bounds of a 95 % bootstrap confidence interval over documents; the family's training text is fixed."""
+    """Bounds of a 95% bootstrap confidence interval over documents; the family's training text is fixed."""
     flat: tuple[int, int]
-    """Between these no vocabulary costs 1 % more than the cheapest."""
+    """Between these no vocabulary costs 1% more than the cheapest."""
     at_edge: bool
     """Whether the cheapest is the smallest or the largest measured, so that one outside may be cheaper."""
 
     def __str__(self) -> str:
         edge = ", at the edge of what was measured" if self.at_edge else ""
-        return (f"cheapest vocabulary: {self.vocab_size:,} (95 % of resampled documents: {self.low:,} to {self.high:,})"
-                f"{edge}; from {self.flat[0]:,} to {self.flat[1]:,} none costs 1 % more")
+        return (f"cheapest vocabulary: {self.vocab_size:,} (95% of resampled documents: {self.low:,} to {self.high:,})"
+                f"{edge}; from {self.flat[0]:,} to {self.flat[1]:,} none costs 1% more")
 
 
 @dataclass(frozen=True)

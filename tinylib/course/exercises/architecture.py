@@ -41,9 +41,9 @@ def design(answer: Callable[[], GPTConfig]) -> None:
     count = parameters(config)
     assert not config.tied and config.head_dim == 64, "the model must be untied, with a head dim of 64"
     assert config.depth >= 8, f"{config.depth} layers are fewer than 8"
-    assert abs(count.total - 20e6) <= 0.01 * 20e6, f"{count.total:,} is not within 1 % of 20 million"
+    assert abs(count.total - 20e6) <= 0.01 * 20e6, f"{count.total:,} is not within 1% of 20 million"
     assert abs(count.split["blocks"] - 100 / 3) <= 1, \
-        f"the blocks have {count.split['blocks']:.1f} % of the parameters, not 32.3 to 34.3 %"
+        f"the blocks have {count.split['blocks']:.1f}% of the parameters, not 32.3 to 34.3%"
 
 
 @checker("01.4")

@@ -29,7 +29,7 @@ def paired_interval(answer: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple
         f"your interval is {high - low:.3f} wide. Drawn together, what makes a document hard for both models cancels: "
         "draw the documents once, and take both models' bits of the same ones")
     assert abs(low - right[0]) < 0.35 * width and abs(high - right[1]) < 0.35 * width, (
-        f"for ours less theirs, the middle 95 % of many draws is about {right[0]:.4f} to {right[1]:.4f}, not "
+        f"for ours less theirs, the middle 95% of many draws is about {right[0]:.4f} to {right[1]:.4f}, not "
         f"{low:.4f} to {high:.4f}: each draw is Σ (ours - theirs) / Σ sizes of as many documents as there are")
 
 

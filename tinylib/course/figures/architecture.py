@@ -55,15 +55,16 @@ def roofline(table: pd.DataFrame, flops_per_s: float, bytes_per_s: float) -> Fig
     ends = min(balance / 4, table["intensity"].min() / 2), max(4 * balance, 3 * table["intensity"].max())
     across = np.geomspace(*ends, 100)
     axes.plot(across, np.minimum(flops_per_s, across * bytes_per_s) / 1e9, "--", color=PALETTE["black"])
-    axes.plot(table["intensity"], table["flops_per_s"] / 1e9, "o", color=PALETTE["blue"])
+    axes.plot(table["intensity"], table["flops_per_s"] / 1e9, "o", color=PALETTE["blue"], zorder=4)
     for name, x, y in zip(table.index, table["intensity"], table["flops_per_s"] / 1e9, strict=True):
         near = table["intensity"][(table["intensity"] / x).between(0.4, 2.5)]
-        places = {(True, True): ((0, -12), "center"), (True, False): ((-8, 0), "right"),
-                  (False, True): ((8, 0), "left"), (False, False): ((0, 12), "center")}
-        offset, ha = places[x == near.min(), x == near.max()]    # below if alone; else away from the neighbours
+        # Below, beside or above the point, away from its neighbours; below at either end, off the roof.
+        offset, ha = ((0, -12), "center") if x == near.min() else ((6, -8), "left") if x == near.max() else (
+            (0, 12), "center")
         note(axes, str(name), x, y, offset, ha=ha)
     note(axes, f"memory: {bytes_per_s / 1e9:.0f} GB/s", across[20], across[20] * bytes_per_s / 1e9, (-6, 8), ha="right")
     note(axes, f"compute: {flops_per_s / 1e9:,.0f} GFLOP/s", balance, flops_per_s / 1e9, (-8, 4), ha="right")
+    axes.margins(y=0.1)
     axes.set(xscale="log", yscale="log", xlabel="arithmetic intensity, FLOPs per byte", ylabel="GFLOP/s")
     axes.set_ylim(top=2.5 * flops_per_s / 1e9)
     axes.set_title("Roofline of this machine, and what it was measured to do")

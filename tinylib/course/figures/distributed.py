@@ -64,18 +64,22 @@ def run_life() -> Figure:
     _box(above, (42, 36), (18, 20), "torchrun", "a session\nof its own")
     _box(above, (80, 48), (19, 9), "ranks", "", "rank 0")
     _box(above, (80, 33), (19, 9), "ranks", "", "rank 1")
+    above.add_patch(FancyBboxPatch((78, 30), 22, 29, boxstyle="round,pad=0,rounding_size=2", facecolor="none",
+                                   edgecolor=PALETTE["grey"], linestyle="--", clip_on=False))    # both ranks
     _box(above, (21, 1), (62, 18), "run directory", "config.json   status.json   metrics.jsonl\n"
          "checkpoints/   logs/   pids/")
     for start, end, text, place in (
-            ((21, 46), (42, 46), "starts, lets go", (31.5, 49)), ((60, 49), (80, 52), "starts", (70, 54)),
-            ((60, 43), (80, 38), "watches", (70, 37)), ((26, 19), (14, 36), "reads metrics\nand status", (9, 25)),
+            ((21, 46), (42, 46), "starts, lets go", (31.5, 49)), ((60, 49), (78, 52), "starts", (69, 54)),
+            ((60, 43), (78, 38), "watches", (69, 37)), ((26, 19), (14, 36), "reads metrics\nand status", (9, 25)),
             ((18, 36), (32, 19), "writes\nconfig.json", (35, 29)),
-            ((90, 33), (72, 19), "each its log and pid;\nrank 0 all else", (66, 27))):
+            ((88, 30), (72, 19), "each its log and pid;\nrank 0 all else", (66, 27))):
         _arrow(above, start, end)
         note(above, text, *place, ha="center")
     above.annotate("", (89, 42), (89, 48), arrowprops={"arrowstyle": "<->", "color": PALETTE["black"]})
     note(above, "all-reduce", 90.5, 45)
     below.set_title("Who outlives whom")
+    note(below, "time", 0, 58)
+    _arrow(below, (16, 58), (99, 58))
     lives = {"kernel": [(2, 34), (48, 20)], "torchrun": [(10, 66)], "ranks": [(14, 60)], "run directory": [(9, 91)]}
     for place, (role, spans) in enumerate(lives.items()):
         y = 46 - 13 * place

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
 
-from tinylib.plots.style import PALETTE, PAPER, Figure, canvas, footnote, style
+from tinylib.plots.style import PALETTE, PAPER, Figure, canvas, footnote, ink, style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,18 +27,19 @@ def bpb_vs_baselines(bits_per_byte: float, table: pd.DataFrame, note: str = "") 
     place = np.arange(len(table))
     left.barh(place, table["bits_per_byte"], color=PALETTE["grey"], height=0.6)
     for at, value in zip(place, table["bits_per_byte"], strict=True):
-        left.text(value, at, f"  {value:.3f}", va="center", fontsize=8, bbox=PAPER)
+        left.annotate(f"{value:.3f}", (max(value, bits_per_byte), at), xytext=(5, 0),
+                      textcoords="offset points", va="center", fontsize=8, bbox=PAPER)
     left.axvline(bits_per_byte, color=PALETTE["blue"], label=f"the model: {bits_per_byte:.3f}")
     left.set_yticks(place, table.index)
     left.set(xlabel="bits per byte", xlim=(0, 1.15 * table["bits_per_byte"].max()))
     left.grid(axis="y", visible=False)
     left.set_title("Baselines")
+    left.legend(loc="lower right", bbox_to_anchor=(1, 1), borderpad=0)
     _intervals(right, place, table["difference"], table["low"], table["high"])
     right.axvline(0, color=PALETTE["black"], linewidth=1)
     right.set(xlabel="model less baseline, bits per byte")
-    right.set_title("Paired difference, 95 %")
+    right.set_title("Paired difference, 95%")
     right.invert_yaxis()
-    figure.legend(loc="outside upper right")
     footnote(figure, note)
     return figure
 
@@ -59,11 +61,14 @@ def text_by_surprise(pieces: Sequence[str], bits: Sequence[float], columns: int 
                 row, column = row + 1, 0
             rows.append((row, column, shown, price))
             row, column = (row + 1, 0) if part.endswith("\n") else (row, column + len(shown))
-    figure, axes = canvas(height_in=0.55 + 0.175 * (row + 1), width_in=8.4)
+    figure, axes = canvas(height_in=0.55 + 0.175 * (row + 1))
+    size = 72 * 6.91 / columns / 0.602    # in points: a character is as wide as its box
     colours = matplotlib.colormaps["Oranges"]
     for at, start, shown, price in rows:
-        axes.barh(at, len(shown), left=start, height=1, color=colours(min(1, price / most) * 0.85))
-        axes.text(start, at, shown.replace("$", r"\$"), family="monospace", fontsize=7.6, va="center")
+        colour = colours(min(1, price / most) * 0.85)
+        axes.barh(at, len(shown), left=start, height=1, color=colour)
+        axes.text(start, at, shown.replace("$", r"\$"), family="monospace", fontsize=size, va="center",
+                  color=ink(colour))
     axes.set(xlim=(0, columns), ylim=(row + 0.5, -0.5))
     axes.set_axis_off()
     scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, most), matplotlib.colors.ListedColormap(
@@ -101,12 +106,12 @@ def where_bits_go(by_seen: pd.Series, by_count: pd.DataFrame, by_source: pd.Data
 
     `by_seen` is indexed by the largest number of tokens of each bin; the others have the columns `model` and `5-gram`.
     """
-    figure, (left, middle, right) = canvas(columns=3, height_in=3.4, width_in=10.0)
+    figure, (left, middle, right) = canvas(columns=3, height_in=3.4, width_in=8.4)
     left.plot(by_seen.index, by_seen, "o-", color=PALETTE["blue"])
     left.set_xscale("log", base=2)
-    left.set_xticks(by_seen.index[::2], [f"{seen:,}" for seen in by_seen.index[::2]])
+    left.set_xticks(by_seen.index[::2], [f"{seen:,}" for seen in by_seen.index[::2]], fontsize=8)
     left.minorticks_off()
-    left.set(ylim=(0, 1.1 * by_seen.max()), xlabel="preceding tokens in the window, up to", ylabel="bits per byte")
+    left.set(ylim=(0, 1.1 * by_seen.max()), xlabel="preceding tokens, up to", ylabel="bits per byte")
     left.set_title("By position")
     for axes, table, label in ((middle, by_count, "uses of the token in training"), (right, by_source, "")):
         place = np.arange(len(table))
@@ -117,7 +122,7 @@ def where_bits_go(by_seen: pd.Series, by_count: pd.DataFrame, by_source: pd.Data
         axes.grid(axis="y", visible=False)
         axes.set(xlabel="bits per byte", ylabel=label)
     middle.set_title("By frequency")
-    right.set_title("By source, the largest")
+    right.set_title("Largest sources")
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=2)
     return figure
 
@@ -148,30 +153,40 @@ def read_and_unread(table: pd.DataFrame, lr: pd.Series) -> Figure:
 
 @style()
 def accuracy_and_chance(tables: Mapping[str, pd.DataFrame], note: str = "") -> Figure:
-    """Accuracy on tasks with 95 % intervals and chance, one panel per entry of `tables`, sorted by distance to chance.
+    """Accuracy on tasks with 95% intervals and chance, one panel per entry of `tables`, sorted by distance to chance.
 
-    Each table has the columns `accuracy`, `low`, `high` and `chance`.  Filled: the interval excludes chance.
+    Each table has the columns `accuracy`, `low`, `high` and `chance`.  Filled: the interval excludes chance.  Of a long
+    table only the ends are shown, and subject-verb agreement; a dotted line is where tasks are left out.
     """
-    longest = max(map(len, tables.values()))
-    figure, panels = canvas(columns=len(tables), height_in=1.3 + 0.145 * longest, width_in=4.6 * len(tables),
-                            squeeze=False)
-    for axes, (name, table) in zip(panels[0], tables.items(), strict=True):
-        table = table.assign(apart=table["accuracy"] - table["chance"]).sort_values("apart", ascending=False)
+    parts = {name: _ends(table) for name, table in tables.items()}
+    figure, panels = canvas(columns=len(tables), height_in=1.1 + 0.165 * max(map(len, parts.values())), squeeze=False)
+    for axes, (name, table) in zip(panels[0], parts.items(), strict=True):
         place = np.arange(len(table))
+        for gap in np.flatnonzero(np.diff(table["rank"]) > 1):
+            axes.axhline(gap + 0.5, color=PALETTE["grey"], linewidth=1, linestyle=":")
         axes.hlines(place, table["low"], table["high"], color=PALETTE["blue"], linewidth=1)
         clear = (table["low"] > table["chance"]) | (table["high"] < table["chance"])
-        for chosen, fill, label in ((clear, PALETTE["blue"], "interval excludes chance"),
-                                    (~clear, "white", "interval contains chance")):
+        for chosen, fill, label in ((clear, PALETTE["blue"], "95% interval excludes chance"),
+                                    (~clear, "white", "95% interval contains chance")):
             axes.plot(table["accuracy"][chosen], place[chosen], "o", color=PALETTE["blue"], markerfacecolor=fill,
                       markersize=4, label=label)
         axes.plot(table["chance"], place, "|", color=PALETTE["red"], markersize=7, markeredgewidth=1.5, label="chance")
-        axes.set_yticks(place, table.index, fontsize=6.5 if longest > 15 else 9)
-        axes.set(ylim=(len(table) - 0.4, -0.6), xlim=(-0.02, 1.02), xlabel="accuracy, with 95 % interval")
+        names = [shorten(task.replace("_", " "), 42, placeholder=" …").replace(" ", "_") for task in table.index]
+        axes.set_yticks(place, names, fontsize=8)
+        axes.set(ylim=(len(table) - 0.4, -0.6), xlim=(-0.02, 1.02), xticks=(0, 0.5, 1), xlabel="accuracy")
         axes.grid(axis="y", visible=False)
-        axes.set_title(name)
+        axes.set_title(name if len(table) == len(tables[name]) else f"{name}, {len(table)} of {len(tables[name])}")
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
     footnote(figure, note)
     return figure
+
+
+def _ends(table: pd.DataFrame, most: int = 12) -> pd.DataFrame:
+    """Tasks by distance to chance and their `rank`: all, or the `most` at either end and those that the text names."""
+    apart = (table["accuracy"] - table["chance"]).sort_values(ascending=False)
+    table = table.loc[apart.index].assign(rank=np.arange(len(table)))
+    near = table["rank"].between(most, len(table) - most - 1) & ~table.index.str.contains("subject_verb_agreement")
+    return table if len(table) <= 2 * most else table[~near]
 
 
 @style()

@@ -21,7 +21,7 @@ def distance_only(scores_TT: np.ndarray) -> Figure:
     """
     figure, (left, right) = canvas(columns=2, height_in=3.2, gridspec_kw={"width_ratios": (1.2, 1)})
     scores_TT = np.asarray(scores_TT)
-    figure.colorbar(left.imshow(scores_TT, cmap="magma_r"), ax=left, shrink=0.8, label="query · key")
+    figure.colorbar(left.imshow(scores_TT, cmap="magma_r"), ax=left, shrink=0.8)    # on the right's scale
     left.grid(visible=False)
     left.set(xlabel="position of the key", ylabel="position of the query")
     left.set_title("By pair of positions")
@@ -67,7 +67,7 @@ def losses_by_step(curves: Mapping[str, Sequence[float]], levels: Mapping[str, f
 def gradients(norms: pd.DataFrame) -> Figure:
     """Norm of the gradient of each matrix by layer: a row of `norms` a layer, a column a kind of matrix."""
     figure, axes = canvas(height_in=3.0)
-    for (name, norm), colour in zip(norms.items(), (*CURVES[:5], PALETTE["black"]), strict=False):
+    for (name, norm), colour in zip(norms.items(), CURVES, strict=False):
         axes.plot(norms.index, norm, "o-", color=colour, label=name, markersize=4, linewidth=1.3)
     axes.set_yscale("log")
     axes.set_xticks(list(norms.index))
@@ -92,15 +92,19 @@ def singular_values(values: Mapping[str, np.ndarray]) -> Figure:
 
 @style()
 def attention(weights_LNTT: np.ndarray, tokens: Sequence[str]) -> Figure:
-    """Heat map of attention weights for each head, a row of maps for each layer; `tokens` label both axes."""
+    """Heat map of attention weights for each head, a row of maps for each layer; `tokens` label both axes.
+
+    Where they are too many for the size of a map, every second or third one does.
+    """
     layers, heads = np.shape(weights_LNTT)[:2]
+    shown = np.arange(0, len(tokens), -(-heads * len(tokens) // 42))
     figure, grid = canvas(columns=heads, rows=layers, height_in=6.2 * layers / heads, squeeze=False, sharex=True,
                           sharey=True)
     for (layer, head), axes in np.ndenumerate(grid):
         image = axes.imshow(weights_LNTT[layer][head], cmap="magma_r", vmin=0, vmax=1)
         axes.set_title(f"layer {layer}, head {head}")
-        axes.set_xticks(range(len(tokens)), tokens, fontsize=6)
-        axes.set_yticks(range(len(tokens)), tokens, fontsize=6)
+        axes.set_xticks(shown, [tokens[place] for place in shown], fontsize=8)
+        axes.set_yticks(shown, [tokens[place] for place in shown], fontsize=8)
         axes.tick_params(length=0)
         axes.grid(visible=False)
     figure.supxlabel("key token", fontsize=10)

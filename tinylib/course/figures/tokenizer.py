@@ -42,8 +42,8 @@ def cost_of_text(costs: pd.DataFrame, chosen: int, decisions: Mapping[str, Decis
     """Training FLOPs for the same text against the vocabulary, relative to the cheapest; a line a column of `costs`.
 
     `costs` is indexed by vocabulary, one column for each model.  A ring marks the cheapest vocabulary; or, with a
-    `Decision` for each column, a thick bar below the curves its 95 % confidence interval and a thin bar the
-    vocabularies that cost less than 1 % more.
+    `Decision` for each column, a thick bar below the curves its 95% confidence interval and a thin bar the
+    vocabularies that cost less than 1% more.
     """
     figure, axes = canvas()
     for (name, cost), colour in zip(costs.items(), CURVES, strict=False):
@@ -72,12 +72,14 @@ def price_by_kind(table: pd.DataFrame) -> Figure:
         offset = (place - (len(wide.columns) - 1) / 2) * width
         axes.bar_label(axes.bar(groups + offset, sizes, width, color=colour, label=name), fmt="%.1f", fontsize=8)
     axes.axhline(1, color=PALETTE["grey"], linewidth=1, linestyle=":")
-    note(axes, "one byte per token", groups[-1] + 0.45, 1, (0, 20), ha="right")
+    axes.set_xlim(-0.6, len(wide) - 0.4)
+    note(axes, "one byte\nper token", len(wide) - 0.4, 1, (4, 0), annotation_clip=False)
     axes.set_xticks(groups, wide.index, **({"rotation": 40, "ha": "right"} if len(wide) > 6 else {}))
     axes.grid(axis="x", visible=False)
     axes.set_ylabel("bytes per token")
     axes.set_title("Bytes per token by kind of text")
-    axes.legend(loc="upper right")
+    if len(wide.columns) > 1:
+        axes.legend(loc="upper right")
     return figure
 
 

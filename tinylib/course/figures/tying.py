@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,12 +48,13 @@ def rate_curves(table: pd.DataFrame, noise: float, note: str = "") -> Figure:
     figure, axes = canvas(height_in=3.2)
     band = 2 * 2**0.5 * noise
     axes.axhspan(-band, band, color=PALETTE["grey"], alpha=0.25, linewidth=0, label="noise of one seed")
-    for (name, curve), colour in zip((table - table.loc[1.0]).items(), CURVES, strict=False):
-        axes.plot(curve.index, curve, "o-", color=colour, label=name, markersize=4)
+    for (name, curve), colour, marker in zip((table - table.loc[1.0]).items(), CURVES, "os^vDPX", strict=False):
+        axes.plot(curve.index, curve, marker=marker, color=colour, label=name, markersize=5)
     axes.set_xscale("log", base=2)
     axes.set_xticks(list(table.index), [f"× {factor:g}" for factor in table.index])
     axes.minorticks_off()
     axes.set(xlabel="all learning rates of the recipe", ylabel="bits per byte, less at × 1")
+    axes.set_title("Bits per byte by learning rate")
     figure.legend(loc="outside right")
     footnote(figure, note)
     return figure
@@ -75,9 +77,9 @@ def table_geometry(norms: pd.DataFrame, cosines: Mapping[str, np.ndarray]) -> Fi
     edges = np.linspace(-0.6, 0.6, 61)
     for (name, values), colour in zip(cosines.items(), (PALETTE["grey"], PALETTE["blue"]), strict=True):
         right.hist(values, edges, density=True, histtype="stepfilled", alpha=0.5, color=colour, label=name)
-    right.set(xlabel="cosine", ylabel="density")
+    right.set(xlabel="cosine", ylabel="density", ylim=(0, 1.25 * right.get_ylim()[1]))
     right.set_title("Rows of wte and of lm_head")
-    right.legend()
+    right.legend(loc="upper right")
     return figure
 
 
@@ -101,26 +103,37 @@ def difference_bars(table: pd.DataFrame, label: str, note: str = "") -> Figure:
 def arms_over(tables: Mapping[str, pd.DataFrame], column: str, label: str, reference: float, note: str = "") -> Figure:
     """Bits per byte over `column` of the arms: a point a run, a line through the means, a panel a table.
 
-    `tables` have a row a run, with `bits_per_byte`; a dotted line marks `reference`.
+    `tables` have a row a run, with `bits_per_byte`; a dotted line marks `reference`.  All panels have one y axis.
     """
-    figure, panels = canvas(columns=len(tables), height_in=3.2, squeeze=False)
+    figure, panels = canvas(columns=len(tables), height_in=3.2, squeeze=False, sharey=True)
     for axes, (title, table) in zip(panels[0], tables.items(), strict=True):
         mean = table.groupby(column)["bits_per_byte"].mean()
         axes.plot(mean.index, mean, color=PALETTE["blue"])
         axes.plot(table[column], table["bits_per_byte"], "o", color=PALETTE["blue"], markersize=4, alpha=0.6)
         axes.axvline(reference, color=PALETTE["red"], linewidth=1, linestyle=":")
         axes.set_xscale("log")
-        axes.set_xticks(list(mean.index), [f"{value:,}" for value in mean.index], rotation=45)
+        axes.set_xticks(list(mean.index), [f"{value:,}" for value in mean.index])
         axes.minorticks_off()
         axes.set(xlabel=label, ylabel="bits per byte" if axes is panels[0, 0] else None)
         axes.set_title(title)
     footnote(figure, note)
+    _turn_crowded(figure)
     return figure
+
+
+def _turn_crowded(figure: Figure) -> None:
+    """Turn the labels of each x axis where they overlap, and put the axes' names at one height."""
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        boxes = [label.get_window_extent().padded(2) for label in axes.get_xticklabels()]
+        if any(one.overlaps(other) for one, other in pairwise(boxes)):
+            axes.tick_params(axis="x", rotation=45)
+    figure.align_xlabels()
 
 
 @style()
 def law_and_records(unseen: Mapping[str, pd.DataFrame], note: str = "") -> Figure:
-    """Bits per byte as measured over those predicted, with 95 % intervals; a panel a way to hold runs out.
+    """Bits per byte as measured over those predicted, with 95% intervals; a panel a way to hold runs out.
 
     Each table has a row a shape and budget: `size`, `predicted`, `half`, `bits_per_byte`.
     """
