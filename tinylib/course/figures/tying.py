@@ -139,13 +139,15 @@ def law_and_records(unseen: Mapping[str, pd.DataFrame], note: str = "") -> Figur
     """
     figure, panels = canvas(columns=len(unseen), height_in=3.4, squeeze=False)
     for axes, (title, table) in zip(panels[0], unseen.items(), strict=True):
-        low, high = table["bits_per_byte"].min() - 0.05, table["bits_per_byte"].max() + 0.05
-        axes.plot([low, high], [low, high], color=PALETTE["black"], linewidth=1)
+        measured, predicted, half = (table[name] for name in ("bits_per_byte", "predicted", "half"))
+        low = min(measured.min(), (predicted - half).min()) - 0.02
+        high = max(measured.max(), (predicted + half).max()) + 0.02
+        axes.axline((low, low), slope=1, color=PALETTE["black"], linewidth=1)
         for (size, part), colour in zip(table.groupby("size", sort=False), CURVES, strict=False):
             axes.errorbar(part["predicted"], part["bits_per_byte"], xerr=part["half"], fmt="o", color=colour,
                           markersize=4, linewidth=0.8, label=size)
         axes.set(xlabel="predicted bits per byte", ylabel="measured" if axes is panels[0, 0] else None,
-                 xlim=(low - 0.1, high + 0.1), ylim=(low, high))
+                 xlim=(low, high), ylim=(measured.min() - 0.05, measured.max() + 0.05))
         axes.set_title(title)
         axes.legend(loc="lower right")
     footnote(figure, note)
