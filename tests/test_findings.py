@@ -21,7 +21,7 @@ def measured() -> dict[str, tuple[str, str]]:
     """Of each arm the difference to thirds with its interval, and the verdict."""
     found = {}
     for block in experiments.report("nano"):
-        if block.block in ("split", "depth", "tying", "depth-quarter"):
+        if block.block in ("split", "depth", "tying", "split-quarter", "depth-quarter"):
             budget = ", a quarter of the FLOPs" * block.block.endswith("quarter")
             found |= {f"{arm}{budget}": (f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})",
                                          row["verdict"]) for arm, row in block.verdicts.iterrows()}
