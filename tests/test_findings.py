@@ -36,6 +36,16 @@ def test_the_table_is_what_the_records_say(measured):
         assert (difference.replace("−", "-"), verdict) == measured[arm], name
 
 
+def test_the_sentences_are_what_the_records_say():
+    text = " ".join(SECTION.split()).replace("−", "-")
+    [micro] = [block for block in experiments.report("micro") if block.block == "split-quarter"]
+    for row in micro.verdicts.itertuples():
+        assert f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f}) with " in text
+    [tying] = [block for block in experiments.report("nano") if block.block == "tying-quarter"]
+    tied = tying.differences["tied"].dropna()
+    assert f"tied is {tied.min():.2f} to {tied.max():.2f} behind there, in the {['two', 'three'][len(tied) - 2]}" in text
+
+
 def test_its_figure_is_the_notebooks():
     [file] = re.findall(r"!\[.*?\]\((docs/\w+\.png)\)", SECTION)
     cells = json.loads((ROOT / "notebooks/06_weight_tying.ipynb").read_text(encoding="utf-8"))["cells"]
