@@ -239,6 +239,8 @@ def test_paired_differences_draw_seeds_mean_and_interval():
 
 def test_arm_differences_name_their_marks_and_blocks():
     block = (pd.DataFrame({"tied": [0.1, 0.2]}), pd.DataFrame({"low": [0.0], "high": [0.3]}, index=["tied"]))
-    figure = plots.arm_differences({"depth-quarter": block, "tying, English": block})
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["Depth, a quarter of the FLOPs", "Tying, English"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["95% interval", "a seed", "mean"]
+    figure = plots.arm_differences({"depth": {"short": block, "long": block}, "tying, English": {"short": block}})
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["Depth", "Tying, English"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["short", "long", "a seed", "mean"]
+    bars = [line.get_ydata()[0] for line in figure.axes[0].lines if line.get_label() in ("short", "long")]
+    assert bars == pytest.approx([-0.18, 0.18]), "the bars of an arm lie side by side about its row"

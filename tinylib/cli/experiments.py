@@ -51,7 +51,8 @@ def _report(name: str, by: By, figure: Path | None) -> Result:
         return Result(facts, f"{description.question}\n\nno records yet: tinylib experiment {name}")
     file = figure or experiments.folder(description) / "report.png"
     file.parent.mkdir(parents=True, exist_ok=True)
-    drawn = {_title(comparison): (comparison.differences, comparison.compared) for comparison in comparisons}
+    drawn = {_title(comparison): {"95% interval": (comparison.differences, comparison.compared)}
+             for comparison in comparisons}
     note = ", ".join(sorted({comparison.machine for comparison in comparisons}))
     file.write_bytes(plots.arm_differences(drawn, note).png())
     blocks = "\n\n".join(_table(comparison) for comparison in comparisons)
@@ -59,7 +60,8 @@ def _report(name: str, by: By, figure: Path | None) -> Result:
 
 
 def _title(comparison: Comparison) -> str:
-    return f"{comparison.block}, against {comparison.reference}" if len(comparison.compared) > 1 else comparison.block
+    block = comparison.block.replace("-quarter", ", a quarter of the FLOPs")
+    return f"{block}, against {comparison.reference}" if len(comparison.compared) > 1 else block
 
 
 def _facts(comparison: Comparison) -> dict[str, object]:

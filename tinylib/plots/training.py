@@ -59,7 +59,8 @@ def paired_differences(differences: pd.DataFrame, intervals: Mapping[str, tuple[
     `differences` has a row a seed and a column a pair; `intervals` has low and high for each column to draw.
     """
     figure, axes = canvas(height_in=1.45 + 0.55 * len(intervals))
-    _difference_rows(axes, differences, intervals)
+    _difference_rows(axes, differences, intervals, {name: place for place, name in enumerate(intervals)})
+    _name_rows(axes, list(intervals))
     axes.set_xlabel("difference, bits per byte; left of zero the first is better")
     axes.set_title("Paired differences: same seed, same batches")
     _name_marks(figure, axes)
@@ -68,44 +69,56 @@ def paired_differences(differences: pd.DataFrame, intervals: Mapping[str, tuple[
 
 
 @style()
-def arm_differences(blocks: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], note: str = "") -> Figure:
-    """Differences in bits per byte to the reference: a panel a block, a row an arm, a point a seed, a bar an interval.
+def arm_differences(panels: Mapping[str, Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]], note: str = "") -> Figure:
+    """Differences in bits per byte to the reference, a row an arm: a point a seed, a bar an interval, by colour.
 
-    A block is its `experiments.differences` and its `experiments.compare`, by the title of its panel; one of a single
-    arm shows the distance of each seed from their mean.
+    Each panel has blocks by the name of their bars, such as a budget, and all panels have the same names.  A block is
+    its `experiments.differences` and its `experiments.compare`; one of a single arm shows the distance of each seed
+    from their mean.
     """
-    rows = [max(1, len(differences.columns)) for differences, _ in blocks.values()]
-    figure, panels = canvas(rows=len(blocks), height_in=0.25 + sum(0.9 + 0.32 * count for count in rows), squeeze=False,
-                            height_ratios=[0.5 + count for count in rows], sharex=True)
-    for axes, (title, (differences, compared)) in zip(panels[:, 0], blocks.items(), strict=True):
-        _difference_rows(axes, differences, {arm: tuple(compared.loc[arm, ["low", "high"]]) for arm in differences})
+    arms = {title: list(dict.fromkeys(arm for differences, _ in blocks.values() for arm in differences))
+            for title, blocks in panels.items()}
+    rows = [max(1, len(names)) for names in arms.values()]
+    row_in = 0.2 + 0.12 * max(map(len, panels.values()))
+    figure, places = canvas(rows=len(panels), height_in=0.25 + sum(0.9 + row_in * count for count in rows),
+                            height_ratios=[0.5 + count for count in rows], sharex=True, squeeze=False)
+    for axes, (title, blocks) in zip(places[:, 0], panels.items(), strict=True):
+        for number, (bar, (differences, compared)) in enumerate(blocks.items()):
+            shifted = {arm: arms[title].index(arm) + (number - (len(blocks) - 1) / 2) * 0.36 for arm in differences}
+            intervals = {arm: tuple(compared.loc[arm, ["low", "high"]]) for arm in differences}
+            _difference_rows(axes, differences, intervals, shifted, _COLOURS[number], bar)
+        _name_rows(axes, arms[title])
         axes.tick_params(labelbottom=True)
-        axes.set_title(title[:1].upper() + title[1:].replace("-quarter", ", a quarter of the FLOPs"))
-    _name_marks(figure, axes)
+        axes.set_title(title[:1].upper() + title[1:])
+    _name_marks(figure, places[0, 0])
     axes.set_xlabel("difference to the reference, bits per byte; left of zero is better")
     footnote(figure, note)
     return figure
 
 
-def _difference_rows(axes: Axes, differences: pd.DataFrame, intervals: Mapping[str, tuple[float, float]]) -> None:
-    """A row for each interval, from top to bottom: its bar, a point a seed, a mark at their mean."""
-    for place, (name, (low, high)) in enumerate(intervals.items()):
-        axes.plot([low, high], [place, place], color=PALETTE["blue"], linewidth=6, alpha=0.3, solid_capstyle="butt",
-                  label="95% interval")
-        axes.plot(differences[name], [place] * len(differences), "o", color=PALETTE["blue"], markersize=5,
-                  label="a seed")
-        axes.plot(differences[name].mean(), place, "|", color=PALETTE["black"], markersize=18, markeredgewidth=2,
+def _difference_rows(axes: Axes, differences: pd.DataFrame, intervals: Mapping[str, tuple[float, float]],
+                     places: Mapping[str, float], colour: str = PALETTE["blue"], bar: str = "95% interval") -> None:
+    """A row for each interval: its bar, a point a seed, a mark at their mean."""
+    for name, (low, high) in intervals.items():
+        place = places[name]
+        axes.plot([low, high], [place, place], color=colour, linewidth=6, alpha=0.3, solid_capstyle="butt", label=bar)
+        axes.plot(differences[name], [place] * len(differences), "o", color=colour, markersize=5, label="a seed")
+        axes.plot(differences[name].mean(), place, "|", color=PALETTE["black"], markersize=14, markeredgewidth=2,
                   label="mean")
+
+
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
     axes.axvline(0, color=PALETTE["black"], linewidth=1)
-    axes.set_yticks(range(len(intervals)), list(intervals))
-    axes.set_ylim(len(intervals) - 0.5, -0.5)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
 
 
 def _name_marks(figure: Figure, axes: Axes) -> None:
-    """A legend of the first row of `_difference_rows`."""
-    handles, names = axes.get_legend_handles_labels()
-    figure.legend(handles[:3], names[:3], loc="outside upper right", ncols=3, markerscale=0.7)
+    """A legend of the marks of `_difference_rows`: each name once, bars first."""
+    found = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    found |= {name: found.pop(name) for name in ("a seed", "mean")}
+    figure.legend(found.values(), found, loc="outside upper right", ncols=len(found), markerscale=0.7)
 
 
 class LiveCurves:
