@@ -206,6 +206,12 @@ def test_the_figures_of_the_records_draw_every_run():
     axes, = figures.law_and_records({"all": unseen}).axes
     assert [bars.lines[0].get_xydata().tolist() for bars in axes.containers] == [[[2.0, 2.1]], [[1.8, 1.7]]]
 
+    losses = pd.DataFrame({"arm": ["untied", "tied"], "seed": [0, 0],
+                           "curve": [[[1, 4.0], [100, 4.0]], [[1, 6.0], [200, 4.0]]]})
+    axes, = figures.loss_differences(losses, ["tied"], "untied").axes
+    share, difference = axes.lines[0].get_data()
+    assert difference == pytest.approx(2 - 2 * (share * 200 - 1) / 199), "compared at the same share of each run"
+
 
 def test_the_figures_of_the_tokenizer_draw_what_was_measured():
     table = pd.DataFrame({"vocab_size": [384, 768, 1536], "characters_per_token": [1.7, 2.3, 2.9],

@@ -28,6 +28,7 @@ from tinylib.course.figures.tying import (
     arms_over,
     difference_bars,
     law_and_records,
+    loss_differences,
     rate_curves,
     table_geometry,
     tied_start,
@@ -36,7 +37,7 @@ from tinylib.course.figures.tying import (
 __all__ = [
     "accuracy_and_chance", "arms_over", "attention", "block_diagram", "bpb_vs_baselines", "compression_curve",
     "cost_of_text", "decoding_time", "difference_bars", "distance_only", "document_scatter", "gradients", "iso_flop",
-    "law_and_records", "losses_by_step", "price_by_kind", "rank_rows", "rate_curves", "read_and_unread", "roofline",
-    "run_life", "schedules", "singular_values", "softcap", "table_geometry", "text_by_surprise", "tied_start",
-    "token_lengths", "vocabulary_share", "where_bits_go",
+    "law_and_records", "loss_differences", "losses_by_step", "price_by_kind", "rank_rows", "rate_curves",
+    "read_and_unread", "roofline", "run_life", "schedules", "singular_values", "softcap", "table_geometry",
+    "text_by_surprise", "tied_start", "token_lengths", "vocabulary_share", "where_bits_go",
 ]

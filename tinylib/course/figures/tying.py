@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -129,6 +129,28 @@ def _turn_crowded(figure: Figure) -> None:
         if any(one.overlaps(other) for one, other in pairwise(boxes)):
             axes.tick_params(axis="x", rotation=45)
     figure.align_xlabels()
+
+
+@style()
+def loss_differences(table: pd.DataFrame, arms: Sequence[str], reference: str, note: str = "") -> Figure:
+    """Training loss of `arms` less the reference's with the same seed, over the share of a run: a line a seed.
+
+    `table` has a row a run: `arm`, `seed` and `curve`, its steps and losses; all have one vocabulary.
+    """
+    curves = {(row.arm, row.seed): np.array(row.curve).T for row in table.itertuples()}
+    share, window = np.linspace(0.1, 1, 91), np.ones(5) / 5
+    figure, panels = canvas(columns=len(arms), height_in=2.9, squeeze=False, sharey=True)
+    for axes, arm in zip(panels[0], arms, strict=True):
+        for seed, colour in zip(sorted(seed for name, seed in curves if name == arm), CURVES, strict=False):
+            mine, other = (np.interp(share, steps / steps[-1], losses)
+                           for steps, losses in (curves[arm, seed], curves[reference, seed]))
+            axes.plot(share[2:-2], np.convolve(mine - other, window, "valid"), color=colour, label=f"seed {seed}")
+        axes.axhline(0, color=PALETTE["black"], linewidth=1)
+        axes.set(xlabel="share of the run", ylabel=f"loss less that of {reference}" if axes is panels[0, 0] else None)
+        axes.set_title(arm)
+    panels[0, -1].legend(loc="upper right")
+    footnote(figure, note)
+    return figure
 
 
 @style()
