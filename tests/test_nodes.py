@@ -288,10 +288,18 @@ def test_a_failure_that_torchrun_may_mend_is_not_the_end(tiny, tmp_path, sleeper
     assert wait_until(lambda: run.state == "failed", 10) and "Traceback" in run.failure()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems don't add the boot time")
+def test_a_process_is_known_again_when_the_clock_has_been_set(sleeper, monkeypatch):
+    process, booted, started = Process.of(sleeper.pid), psutil.boot_time(), psutil.Process(sleeper.pid).create_time()
+    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: booted + 60)    # as after a pause of a virtual machine
+    assert psutil.Process(sleeper.pid).create_time() == pytest.approx(started + 60)
+    assert process.alive()
+
+
 def test_processes_of_another_machine_are_believed_while_the_status_is_fresh(tiny, tmp_path):
     directory = RunDirectory(tmp_path / "run")
     directory.write_config(tiny, 2)
-    directory.write_pid("rank0", Process(os.getpid(), psutil.Process().create_time(), host="elsewhere"))
+    directory.write_pid("rank0", replace(Process.of(), host="elsewhere"))
     directory.write_status("running", step=3)
     run = Run(directory.path)
     assert not directory.alive() and list(directory.remote_processes()) == ["rank0"] and run.state == "running"

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 
 from tinylib.rundir import Header, Process, RunDirectory, Step
+from tinylib.rundir.processes import started_s
 
 
 def stop(run: RunDirectory, timeout_s: float) -> None:
@@ -52,7 +53,7 @@ def _family(run: RunDirectory) -> list[Process]:
     for process in run.alive().values():
         with contextlib.suppress(psutil.NoSuchProcess):
             tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-            found += [Process(member.pid, member.create_time()) for member in tree]
+            found += [Process(member.pid, started_s(member)) for member in tree]
     return found
 
 

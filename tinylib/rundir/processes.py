@@ -14,7 +14,7 @@ class Process:
 
     pid: int
     started_s: float
-    """Start of the process in seconds since the epoch, as the system reports it."""
+    """Start of the process in seconds since the system's: the clock may be set, as after a machine's pause."""
     host: str = field(default_factory=platform.node)
     devices: str = ""
     """Devices that it uses, as "cpu" or "cuda:0,cuda:1"; empty where unknown."""
@@ -23,14 +23,14 @@ class Process:
     def of(cls, pid: int | None = None, devices: str = "") -> Process:
         """The process that has `pid` now, by default the calling one."""
         found = psutil.Process(pid)
-        return cls(found.pid, found.create_time(), devices=devices)
+        return cls(found.pid, started_s(found), devices=devices)
 
     def alive(self) -> bool:
         """Whether this process still runs on this machine; a zombie does not count."""
         try:
             found = psutil.Process(self.pid)
-            # Linux derives start times from a clock that is adjusted now and then; pids aren't reused within seconds.
-            same = self.host == platform.node() and abs(found.create_time() - self.started_s) < 5.0
+            # Pids aren't reused within seconds, and systems round their own start.
+            same = self.host == platform.node() and abs(started_s(found) - self.started_s) < 5.0
             return same and found.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
@@ -38,3 +38,8 @@ class Process:
     def gone(self) -> bool:
         """Whether it ran on this machine and has ended."""
         return self.host == platform.node() and not self.alive()
+
+
+def started_s(process: psutil.Process) -> float:
+    """Start of a process in seconds since the system's; both are reported by a clock that may have been set since."""
+    return process.create_time() - psutil.boot_time()
