@@ -21,7 +21,7 @@ def measured() -> dict[str, tuple[str, str]]:
     """Of each arm the difference to thirds with its interval, and the verdict."""
     found = {}
     for block in experiments.report("nano"):
-        if block.block in ("split", "depth", "tying", "split-quarter", "depth-quarter"):
+        if block.block.removesuffix("-quarter") in ("split", "depth", "tying"):
             budget = ", a quarter of the FLOPs" * block.block.endswith("quarter")
             found |= {f"{arm}{budget}": (f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})",
                                          row["verdict"]) for arm, row in block.verdicts.iterrows()}
@@ -38,13 +38,10 @@ def test_the_table_is_what_the_records_say(measured):
 
 def test_the_sentences_are_what_the_records_say():
     text = " ".join(SECTION.split()).replace("−", "-")
-    [micro] = [block for block in experiments.report("micro") if block.block == "split-quarter"]
-    for row in micro.verdicts.itertuples():
-        assert f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f}) with " in text
-    [tying] = [block for block in experiments.report("nano") if block.block == "tying-quarter"]
-    tied = tying.differences["tied"].dropna()
-    seeds = {2: "two", 3: "three"}[len(tied)]
-    assert f"tied is {tied.min():.2f} to {tied.max():.2f} behind there, in the {seeds} seeds" in text
+    rows = [row for block in experiments.report("micro") for row in block.verdicts.itertuples()]
+    assert rows
+    for row in rows:
+        assert f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})" in text, row.Index
 
 
 def test_its_figure_is_the_notebooks():
