@@ -38,6 +38,12 @@ def test_the_table_is_what_the_records_say(measured):
 
 def test_the_sentences_are_what_the_records_say():
     text = " ".join(SECTION.split()).replace("−", "-")
+    nano = {block.block: block for block in experiments.report("nano")}
+    apart = nano["two-rates"].differences["both rates 0.008"] - nano["tying-quarter"].differences["tied"]
+    assert "as one table does, to within 0.001 in every seed" in text and len(apart) == 3 and apart.abs().max() < 0.001
+    for block, arm in (("two-rates", "bfloat16 embedding"), ("one-precision", "tied, bfloat16"),
+                       ("precision", "thirds, float32")):
+        assert nano[block].verdicts.loc[arm, "verdict"] == "not told apart", "precisions make no difference"
     rows = [row for block in experiments.report("micro") for row in block.verdicts.itertuples()]
     assert rows
     for row in rows:
