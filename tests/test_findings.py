@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tinylib import experiments
+from tinylib.experiments import law
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTION = (ROOT / "README.md").read_text(encoding="utf-8").split("## What the course found")[1].split("\n## ")[0]
@@ -41,9 +42,20 @@ def test_the_sentences_are_what_the_records_say():
     nano = {block.block: block for block in experiments.report("nano")}
     apart = nano["two-rates"].differences["both rates 0.008"] - nano["tying-quarter"].differences["tied"]
     assert "as one table does, to within 0.001 in every seed" in text and len(apart) == 3 and apart.abs().max() < 0.001
-    for block, arm in (("two-rates", "bfloat16 embedding"), ("one-precision", "tied, bfloat16"),
-                       ("precision", "thirds, float32")):
-        assert nano[block].verdicts.loc[arm, "verdict"] == "not told apart", "precisions make no difference"
+    for block, verdict, *arms in (("split", "not told apart", "width 80", "width 48", "width 32", "width 24"),
+                                  ("depth", "not told apart", "1 layer", "2 layers", "8 layers"),
+                                  ("split-quarter", "better", "width 48", "width 32", "width 24"),
+                                  ("split-quarter", "worse", "width 96", "width 80"),
+                                  ("depth-quarter", "better", "1 layer", "2 layers"),
+                                  ("optimizer", "not told apart", "AdamW, rate 0.004", "AdamW, rate 0.008"),
+                                  ("two-rates", "not told apart", "bfloat16 embedding"),
+                                  ("one-precision", "not told apart", "tied, bfloat16"),
+                                  ("precision", "not told apart", "thirds, float32")):
+        assert set(nano[block].verdicts.loc[arms, "verdict"]) == {verdict}, block
+    runs = law.runs()
+    larger, smaller = runs[runs["size"] == "micro"], runs[runs["size"] == "nano"]
+    error = (larger["bits_per_byte"] - law.fit(smaller).at(larger)["predicted"]).mean()
+    assert f"predicted {error:.2f} bits per byte too few for micro" in text
     rows = [row for block in experiments.report("micro") for row in block.verdicts.itertuples()]
     assert rows
     for row in rows:
